@@ -1,0 +1,226 @@
+"""Plays episodes: serves the policy requests of all live coroutines from one sampler, and keeps their transcripts.
+
+prompt → draft rollout and (x, h) → refined rollout happen here. An episode is any coroutine over `Ports`; the engine waits until every live episode is
+blocked on the policy, samples for all of them together, and hands each reply over at the chunk boundary where it finished. So batch
+composition does not depend on how fast a judge or a partner answers, and a finished episode's verdict is asked while others
+still decode. What a task does with replies, and how they are judged, is not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from ditto_jax.chat import ChatFormat
+from ditto_jax.keys import SampleId
+from ditto_jax.sampler import Sampled, Sampler, SampleRequest
+from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
+from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Reply, Span, Transcript
+from model.llama import Params
+from model.sampling import SamplingParams
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One episode to play. `group` names rollouts that may share a prefix; `sample` is what its randomness derives from."""
+
+    task: Task
+    example: Example
+    group: int
+    sample: SampleId
+    feedback: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """A finished episode: what was said, and the tokens of every role that the policy played."""
+
+    conversation: Conversation
+    transcripts: Mapping[str, Transcript]
+
+
+@dataclasses.dataclass
+class _Pending:
+    request: SampleRequest
+    future: asyncio.Future[Sampled]
+
+
+class PolicyPort:
+    """The policy as an episode sees it: one append-only token transcript."""
+
+    def __init__(self, engine: Engine, attempt: Attempt, role: str):
+        self._engine = engine
+        self._attempt = attempt
+        self._role = role
+        self._chat: list[Message] = []
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._spans: list[Span] = []
+        self._context_length = 0
+        self._finish = FinishReason.STOP
+        self._turn = 0
+
+    def _append(self, ids: Sequence[int], logprobs: Sequence[float], author: Author) -> None:
+        if len(ids):
+            self._spans.append(Span(len(self._ids), len(self._ids) + len(ids), author))
+            self._ids.extend(int(i) for i in ids)
+            self._logprobs.extend(float(lp) for lp in logprobs)
+
+    async def reply(self, chat: Chat) -> Reply:
+        """Returns the policy's next message. `chat` must extend the chat of the previous call and its reply."""
+        chat = list(chat)
+        chat_format = self._engine.chat_format
+        if not self._ids:
+            opening = chat_format.open(chat)
+            self._append(opening, [0.0] * len(opening), Author.CONTEXT)
+            self._context_length = len(opening)
+        else:
+            if chat[: len(self._chat)] != self._chat:
+                raise ValueError("a policy port's chat is append-only: an earlier message was changed")
+            observation = chat_format.extend(self._chat, chat[len(self._chat) :], self._finish is FinishReason.STOP)
+            self._append(observation, [0.0] * len(observation), Author.CONTEXT)
+        spent = len(self._ids) - self._context_length
+        budget = self._engine.max_completion_length - spent
+        if budget < 1:
+            self._finish = FinishReason.LENGTH
+            self._chat = [*chat, Message("assistant", "")]
+            return Reply("", FinishReason.LENGTH)
+        key = self._attempt.sample.key(self._role, self._turn)
+        request = SampleRequest(np.asarray(self._ids, np.int32), self._attempt.group, key, budget)
+        sampled = await self._engine.sample(request)
+        self._turn += 1
+        self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY)
+        self._finish = sampled.finish_reason
+        text = self._engine.text_of(sampled)
+        self._chat = [*chat, Message("assistant", text)]
+        return Reply(text, sampled.finish_reason)
+
+    def transcript(self) -> Transcript:
+        return Transcript(
+            ids=np.asarray(self._ids, np.int32),
+            logprobs=np.asarray(self._logprobs, np.float32),
+            spans=tuple(self._spans),
+            context_length=self._context_length,
+            finish_reason=self._finish,
+        )
+
+
+class _EpisodePorts:
+    def __init__(self, engine: Engine, attempt: Attempt):
+        self._engine = engine
+        self._attempt = attempt
+        self.policies: dict[str, PolicyPort] = {}
+
+    def policy(self, role: str = "policy") -> PolicyPort:
+        return self.policies.setdefault(role, PolicyPort(self._engine, self._attempt, role))
+
+    def llm(self, role: str) -> ReplyPort:
+        try:
+            return self._engine.auxiliaries[role]
+        except KeyError:
+            raise AuxiliaryFailure(f"no model is configured for the role '{role}'") from None
+
+
+class Engine:
+    """Serves many episodes from one sampler. Weights and sampling settings are fixed for one `play` call."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        chat_format: ChatFormat,
+        decode: Callable[[Sequence[int]], str],
+        max_completion_length: int,
+        stop_strings: Sequence[str] = (),
+        auxiliaries: dict[str, ReplyPort] | None = None,
+    ):
+        self.sampler = sampler
+        self.chat_format = chat_format
+        self.max_completion_length = max_completion_length
+        self.auxiliaries = auxiliaries or {}
+        self._decode = decode
+        self._stop_strings = tuple(stop_strings)
+        self._pending: list[_Pending] = []
+        self._live = 0
+        self._changed = asyncio.Event()
+        self.tokens_sampled = 0
+
+    async def play(
+        self,
+        params: Params,
+        sampling: SamplingParams,
+        attempts: Sequence[Attempt],
+        judged: Callable[[int, Played], Awaitable[ResultT]],
+    ) -> list[ResultT]:
+        """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends."""
+        self._changed = asyncio.Event()
+        self._live = len(attempts)
+        tasks = [asyncio.create_task(self._play_one(i, attempt, judged)) for i, attempt in enumerate(attempts)]
+        server = asyncio.create_task(self._serve(params, sampling))
+        try:
+            results = await asyncio.gather(*tasks)
+            await server
+            return results
+        finally:
+            for task in (*tasks, server):
+                task.cancel()
+            await asyncio.gather(*tasks, server, return_exceptions=True)
+            self._pending.clear()
+
+    async def _play_one(self, index: int, attempt: Attempt, judged) -> ResultT:
+        ports = _EpisodePorts(self, attempt)
+        try:
+            conversation = await attempt.task.episode(attempt.example, ports, attempt.feedback)
+        finally:
+            self._live -= 1
+            self._changed.set()
+        transcripts = {role: port.transcript() for role, port in ports.policies.items()}
+        return await judged(index, Played(conversation, transcripts))
+
+    async def sample(self, request: SampleRequest) -> Sampled:
+        """Queues one continuation and waits for it."""
+        future = asyncio.get_running_loop().create_future()
+        limit = min(request.max_new_tokens, self.sampler.shapes.max_new_tokens)
+        self._pending.append(_Pending(dataclasses.replace(request, max_new_tokens=limit), future))
+        self._changed.set()
+        return await future
+
+    async def _serve(self, params: Params, sampling: SamplingParams) -> None:
+        while self._live:
+            if len(self._pending) < self._live:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            batch, self._pending = self._pending, []
+            try:
+                await self._sample_batch(params, sampling, batch)
+            except Exception as error:
+                for pending in batch:
+                    if not pending.future.done():
+                        pending.future.set_exception(error)
+                raise
+
+    async def _sample_batch(self, params: Params, sampling: SamplingParams, batch: list[_Pending]) -> None:
+        chunks = self.sampler.generate(params, [p.request for p in batch], sampling, self._stop_strings)
+        while True:
+            # Device work in a thread, so that judges and partners are served while rows decode.
+            finished = await asyncio.to_thread(next, chunks, None)
+            if finished is None:
+                return
+            for index, sampled in finished:
+                self.tokens_sampled += len(sampled.ids)
+                batch[index].future.set_result(sampled)
+
+    def text_of(self, sampled: Sampled) -> str:
+        """Returns the reply's text, without its stop token and without a matched stop string."""
+        ids = sampled.ids.tolist()
+        if ids and ids[-1] in self.sampler.stop_ids:
+            ids = ids[:-1]
+        text = self._decode(ids)
+        ends = [text.find(stop) for stop in self._stop_strings if stop in text]
+        return (text[: min(ends)] if ends else text).strip()

@@ -1,0 +1,50 @@
+"""The judge protocol: a score outcome and a feedback outcome for one rollout, asynchronously.
+
+A judge never raises for a failed call: it returns a Verdict or Feedback whose outcome says what happened, so that the loop can mask and
+count it. A judge may raise JudgeUnavailableError when it can never work (wrong credentials, unknown model).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+from ditto_jax.tasks.base import Task
+from ditto_jax.types import Conversation, Example, Feedback, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class CallKey:
+    """Identity of a rollout, from which everything random about its judgement derives."""
+
+    seed: int
+    step: int
+    prompt_id: str
+    sample_index: int
+    role: str
+
+
+class Judge(Protocol):
+    """Scores rollouts and writes feedback. Implementations: rules (embedded), openai (HTTP)."""
+
+    @property
+    def identity(self) -> str:
+        """Kind, model and prompt version: printed beside every reported number."""
+        ...
+
+    async def check(self) -> None:
+        """Raises JudgeUnavailableError with what to do if the judge cannot be reached or used."""
+        ...
+
+    async def score(self, task: Task, example: Example, conversation: Conversation, key: CallKey) -> Verdict: ...
+
+    async def feedback(
+        self, task: Task, example: Example, conversation: Conversation, verdict: Verdict, key: CallKey
+    ) -> Feedback: ...
+
+    def counters(self) -> Mapping[str, float]:
+        """Cumulative counts and costs since the start (calls, tokens, retries, outcomes), for metrics."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,113 @@
+"""Settings → judge: which judge, where it is, how long and how often it may be asked, and what its words may hold.
+
+In: values from YAML and flags (`judge.*`). Out: a checked, immutable, serialisable record that `make_judge` turns into a judge.
+Holds no secret: a key is named by its environment variable. Reads no environment and opens no connection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+from ditto_jax.errors import ConfigError
+
+Kind = Literal["rules", "openai"]
+FeedbackContent = Literal["full", "content_free"]
+ResponseFormat = Literal["json_schema", "json_object", "none"]
+MaxTokensParameter = Literal["max_tokens", "max_completion_tokens"]
+
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """Which judge assesses drafts and writes feedback. Raises ConfigError for values that cannot work.
+
+    kind: "rules" is embedded and needs nothing; "openai" is any OpenAI-compatible chat-completions endpoint.
+    model: model name that the endpoint knows; required by "openai".
+    base_url: address up to and without "/chat/completions"; None reads the environment variable OPENAI_BASE_URL.
+    api_key_env: name of the environment variable that holds the key; None uses OPENAI_API_KEY where it is set, else sends no key.
+    max_concurrent: requests in flight at once.
+    timeout_s: seconds that one call may take, retries and their waits included, once it has its place among `max_concurrent`.
+    max_retries: further requests of one call after overload, server faults and lost connections.
+    unparsable_retries: further requests of one call after replies that break the schema; a separate budget.
+    temperature: None leaves it to the endpoint (some models accept no other).
+    max_tokens: longest reply, reasoning included.
+    max_tokens_parameter: request field for `max_tokens`; newer reasoning models want "max_completion_tokens".
+    reasoning_effort: passed on if set, for example "low".
+    response_format: how the endpoint is told to answer in JSON. The schema is also stated in the prompt and always checked.
+    feedback_content: "content_free" is the control arm: words that say nothing about the draft.
+    max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
+    """
+
+    kind: Kind = "rules"
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    max_concurrent: int = 16
+    timeout_s: float = 120.0
+    max_retries: int = 4
+    unparsable_retries: int = 2
+    temperature: float | None = 0.0
+    max_tokens: int = 1024
+    max_tokens_parameter: MaxTokensParameter = "max_tokens"
+    reasoning_effort: str | None = None
+    response_format: ResponseFormat = "json_schema"
+    feedback_content: FeedbackContent = "full"
+    max_error_rate: float = 0.5
+
+    def __post_init__(self):
+        _check_choice("kind", self.kind, get_args(Kind))
+        _check_choice("feedback_content", self.feedback_content, get_args(FeedbackContent))
+        _check_choice("response_format", self.response_format, get_args(ResponseFormat))
+        _check_choice("max_tokens_parameter", self.max_tokens_parameter, get_args(MaxTokensParameter))
+        _check_at_least("max_concurrent", self.max_concurrent, 1, example=16)
+        _check_at_least("max_tokens", self.max_tokens, 1, example=1024)
+        _check_at_least("max_retries", self.max_retries, 0, example=4)
+        _check_at_least("unparsable_retries", self.unparsable_retries, 0, example=2)
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ConfigError(f"judge.timeout_s={self.timeout_s}: must be a positive number of seconds; 120 works")
+        if not 0 <= self.max_error_rate <= 1:
+            raise ConfigError(f"judge.max_error_rate={self.max_error_rate}: is a fraction from 0 to 1; 0.5 works")
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            raise ConfigError(f"judge.temperature={self.temperature}: must be from 0 to 2, or null; 0 works")
+        if self.kind == "openai" and not (self.model and self.model.strip()):
+            raise ConfigError(f"judge.model={self.model!r}: judge.kind=openai needs the model's name, as the endpoint lists it")
+        if self.base_url is not None:
+            check_base_url(self.base_url, where="judge.base_url")
+        if self.api_key_env is not None and not _ENVIRONMENT_NAME.fullmatch(self.api_key_env):
+            # The value is not repeated: whoever gets this wrong has most likely put the key itself here.
+            raise ConfigError(
+                "judge.api_key_env: must be the name of an environment variable (letters, digits, underscores), not a key; "
+                "put the key into that variable and name it here, for example OPENAI_API_KEY"
+            )
+
+
+def check_base_url(url: str, where: str) -> None:
+    """Returns nothing if `url` can be an endpoint's address; raises ConfigError naming `where` otherwise."""
+    works = "http://localhost:8000/v1 works"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError(f"{where}: not an address; {works}") from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(f"{where}: must hold no user name, password, query or fragment (not shown here); {works}")
+    if parts.scheme not in ("http", "https") or not host or not url.isascii() or any(c.isspace() for c in url):
+        raise ConfigError(f"{where}={url!r}: must be an http:// or https:// address with a host; {works}")
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        short = url.rstrip("/").removesuffix("/chat/completions")
+        raise ConfigError(f"{where}={url!r}: the path /chat/completions is added to it; set it to {short}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"judge.{name}={value!r}: must be one of {', '.join(choices)}")
+
+
+def _check_at_least(name: str, value: int, least: int, example: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"judge.{name}={value!r}: must be an integer of at least {least}; {example} works")

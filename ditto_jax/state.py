@@ -1,0 +1,96 @@
+"""The training state as one pytree, its optimizer, and where each leaf lives on the mesh.
+
+State in, state out: everything that a resumed run needs on the device is here. Host positions (prompt stream, judge ledger) travel in
+the checkpoint's metadata. Reading and writing files is `checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ditto_jax.errors import ConfigError
+from model.partition import parameter_shardings, replicated
+
+
+class TrainState(NamedTuple):
+    """params: policy parameters; opt_state: optax state; updates: int32 scalar, optimiser updates done so far."""
+
+    params: Any
+    opt_state: Any
+    updates: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a global-norm clip. `schedule`: constant, linear or cosine (to 0 over the run), after linear warm-up."""
+
+    learning_rate: float = 5.0e-6
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1.0e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ConfigError(f"optimizer.learning_rate={self.learning_rate}: must be positive, for example 5.0e-6")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ConfigError(f"optimizer.schedule={self.schedule!r}: choose constant, linear or cosine")
+        if self.max_grad_norm <= 0:
+            raise ConfigError(f"optimizer.max_grad_norm={self.max_grad_norm}: must be positive, for example 1.0")
+
+
+def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
+    """Returns update count → learning rate."""
+    decay_steps = max(1, total_updates - config.warmup_steps)
+    after = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, decay_steps),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.GradientTransformation:
+    """Returns the gradient transformation of a run with `total_updates` optimiser updates."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(
+            learning_rate_schedule(config, total_updates),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns a TrainState of NamedShardings: moments lie like their parameters, counters are replicated."""
+    params = parameter_shardings(state.params, mesh)
+    whole = replicated(mesh)
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: whole
+    )
+    return TrainState(params, opt_state, whole)
+
+
+def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the initial state on the mesh; `params` (host or device arrays) is placed shard by shard."""
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    abstract = jax.eval_shape(lambda p: TrainState(p, optimizer.init(p), jnp.int32(0)), placed)
+    shardings = state_shardings(abstract, optimizer, mesh)
+    build = jax.jit(lambda p: (optimizer.init(p), jnp.int32(0)), out_shardings=tuple(shardings[1:]))
+    opt_state, updates = build(placed)
+    return TrainState(placed, opt_state, updates)

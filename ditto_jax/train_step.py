@@ -1,0 +1,194 @@
+"""The sharded update: one jitted, donated function from (state, batch) to (state, metrics).
+
+views and pools → sharded update. Micro-batches run in a scan; gradients are summed in float32 and divided by denominators counted over the
+whole batch, so the number of micro-batches and devices changes nothing but rounding. `score` is the pass that fills the
+anchors: log-probs under each row's own training context with the weights before the first update. No I/O, no host code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.linen import logical_axis_rules
+from jax.sharding import Mesh
+
+from ditto_jax.batch import TrainBatch
+from ditto_jax.loss import LossRows, Sums, add_metrics, denominators, objective_loss, zero_metrics
+from ditto_jax.objective import Objective
+from ditto_jax.state import TrainState, state_shardings
+from ditto_jax.types import ViewRole
+from model.config import ModelConfig
+from model.logprobs import grouped_logprobs
+from model.partition import ACTIVATION_RULES, replicated, row_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """What the compiled update depends on besides shapes.
+
+    temperature: of sampling; log-probs are taken at it everywhere. anchor_is_current: True when an iteration makes one update, for then
+    the weights before it are the current ones and the scoring pass would repeat the forward pass bit for bit.
+    """
+
+    model: ModelConfig
+    objective: Objective
+    temperature: float = 1.0
+    anchor_is_current: bool = True
+    remat: bool = False
+    logprob_chunk: int = 4096
+
+
+def _rows(array: jax.Array, per_row: int) -> jax.Array:
+    """Merges the group and row axes: [n, S, ...] → [n * S, ...], keeping `per_row` trailing axes."""
+    return array.reshape(-1, *array.shape[array.ndim - per_row :]) if per_row else array.reshape(-1)
+
+
+def _loss(params: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
+    lp = grouped_logprobs(
+        params,
+        config.model,
+        micro.grouped,
+        temperature=config.temperature,
+        remat=config.remat,
+        chunk=config.logprob_chunk,
+    )
+    lp = _rows(lp, 1)
+    anchor = jax.lax.stop_gradient(lp) if config.anchor_is_current else _rows(micro.anchor, 1)
+    rows = LossRows(
+        lp_anchor=anchor,
+        loss_mask=_rows(micro.loss_mask, 1),
+        weights=_rows(micro.weights, 0),
+        role=_rows(micro.role, 0),
+        cross=_rows(micro.cross, 0),
+        row_valid=_rows(micro.row_valid, 0),
+    )
+    loss, sums = objective_loss(lp, rows, config.objective, denominator)
+    gap = _sampler_gap(jax.lax.stop_gradient(lp), _rows(micro.behaviour, 1), rows)
+    return loss, (sums, gap)
+
+
+def _sampler_gap(lp: jax.Array, behaviour: jax.Array, rows: LossRows) -> dict[str, jax.Array]:
+    """Sums of sampler minus trainer log-prob: on-policy rows measure numerics, cross rows the context gap (8.6)."""
+    token = rows.loss_mask & rows.row_valid[:, None]
+    own, cross = token & ~rows.cross[:, None], token & rows.cross[:, None]
+    difference = jnp.where(token, behaviour - lp, 0.0)
+    return {
+        "gap_sum": jnp.sum(jnp.where(own, jnp.abs(difference), 0.0)),
+        "gap_max": jnp.max(jnp.where(own, jnp.abs(difference), 0.0)),
+        "gap_tokens": jnp.sum(own, dtype=jnp.float32),
+        "context_gap_sum": jnp.sum(jnp.where(cross, difference, 0.0)),
+        "context_gap_tokens": jnp.sum(cross, dtype=jnp.float32),
+        "entropy_sum": -jnp.sum(jnp.where(own & (rows.role == ViewRole.DRAFT)[:, None], behaviour, 0.0)),
+        "entropy_tokens": jnp.sum(own & (rows.role == ViewRole.DRAFT)[:, None], dtype=jnp.float32),
+    }
+
+
+def _add_gap(left: dict[str, jax.Array], right: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {k: jnp.maximum(left[k], right[k]) if k.endswith("_max") else left[k] + right[k] for k in left}
+
+
+def make_update(config: UpdateConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState):
+    """Returns the compiled-on-first-use function (state, batch) → (state, sums, gap, gradient norm).
+
+    The state is donated; its shardings in and out are equal, so that the second step does not recompile.
+    """
+    shardings = state_shardings(state, optimizer, mesh)
+
+    def update(state: TrainState, batch: TrainBatch):
+        flat = [_rows(x, n) for x, n in ((batch.loss_mask, 1), (batch.role, 0), (batch.row_valid, 0))]
+        denominator = denominators(*flat, config.objective)
+
+        def accumulate(carry, micro):
+            grads, sums, gap = carry
+            (_, (more_sums, more_gap)), more = jax.value_and_grad(_loss, has_aux=True)(
+                state.params, micro, denominator, config
+            )
+            grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, more)
+            return (grads, add_metrics(sums, more_sums), _add_gap(gap, more_gap)), None
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        zeros = jax.lax.with_sharding_constraint(zeros, shardings.params)
+        empty_gap = {k: jnp.float32(0) for k in _GAP}
+        (grads, sums, gap), _ = jax.lax.scan(accumulate, (zeros, zero_metrics(), empty_gap), batch)
+        norm = optax.global_norm(grads)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return TrainState(params, opt_state, state.updates + 1), sums, gap, norm
+
+    whole = replicated(mesh)
+    jitted = jax.jit(
+        update,
+        in_shardings=(shardings, row_sharding(mesh, leading=1)),
+        out_shardings=(shardings, whole, whole, whole),
+        donate_argnums=0,
+    )
+    return _on_mesh(jitted, mesh)
+
+
+_GAP = (
+    "gap_sum",
+    "gap_max",
+    "gap_tokens",
+    "context_gap_sum",
+    "context_gap_tokens",
+    "entropy_sum",
+    "entropy_tokens",
+)
+
+
+def make_score(config: UpdateConfig, mesh: Mesh, params_shardings: Any):
+    """Returns the function (params, batch) → float32[M, n, S, T] log-probs under the training context: the anchors."""
+
+    def score(params, batch: TrainBatch):
+        def one(_, micro):
+            lp = grouped_logprobs(
+                params,
+                config.model,
+                micro.grouped,
+                temperature=config.temperature,
+                chunk=config.logprob_chunk,
+            )
+            return None, lp
+
+        return jax.lax.scan(one, None, batch)[1]
+
+    rows = row_sharding(mesh, leading=1)
+    return _on_mesh(jax.jit(score, in_shardings=(params_shardings, rows), out_shardings=rows), mesh)
+
+
+def make_gradient(config: UpdateConfig, mesh: Mesh):
+    """Returns the function (params, micro-batch, denominators) → (loss, gradients): what tests compare across meshes."""
+
+    def gradient(params, micro, denominator):
+        (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(params, micro, denominator, config)
+        return loss, grads
+
+    return _on_mesh(jax.jit(gradient), mesh)
+
+
+def _on_mesh(function, mesh: Mesh):
+    def call(*args):
+        with jax.set_mesh(mesh), logical_axis_rules(ACTIVATION_RULES):
+            return function(*args)
+
+    call.jitted = function
+    return call
+
+
+def finish_gap(gap: dict[str, Any]) -> dict[str, float]:
+    """Returns sampler and context gaps as metrics; nats per token."""
+    host = {k: float(v) for k, v in gap.items()}
+    return {
+        "policy/sampler_logprob_gap_mean": host["gap_sum"] / max(1.0, host["gap_tokens"]),
+        "policy/sampler_logprob_gap_max": host["gap_max"],
+        "policy/context_gap_mean": host["context_gap_sum"] / max(1.0, host["context_gap_tokens"]),
+        "entropy": host["entropy_sum"] / max(1.0, host["entropy_tokens"]),
+    }
+
+
+__all__ = ["Sums", "UpdateConfig", "finish_gap", "make_gradient", "make_score", "make_update"]

@@ -1,0 +1,84 @@
+"""Grouped-query attention over up to two key-value sources: a prefix shared by a group of rows, and the row's own.
+
+B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
+separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys of
+a training row, of a prompt being prefilled and of a decode step all come through `attend`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Finite, so that a row without any visible key (padding) yields garbage instead of NaN.
+_MASKED = -1e30
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of one source in one layer, k and v: [rows, S, K, D]."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class _Partial(NamedTuple):
+    """Unnormalised attention over one source: out [B, T, K, q, D], max and sum [B, T, K, q], all float32."""
+
+    out: jax.Array
+    peak: jax.Array
+    total: jax.Array
+
+
+def _over(q: jax.Array, source: KeyValues, mask: jax.Array) -> _Partial:
+    """q: [B, T, K, q, D] scaled; source rows match B; mask: bool broadcastable to [B, 1, 1, T, S]."""
+    scores = jnp.einsum("btkqd,bskd->bkqts", q, source.k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, _MASKED)
+    # The peak cancels in the merged result, so no gradient needs to flow through it.
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - peak[..., None])
+    total = jnp.sum(weights, axis=-1)
+    out = jnp.einsum(
+        "bkqts,bskd->btkqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
+    )
+    to_rows = (0, 3, 1, 2)
+    return _Partial(out, peak.transpose(to_rows), total.transpose(to_rows))
+
+
+def attend(
+    q: jax.Array,
+    own: KeyValues,
+    own_mask: jax.Array,
+    prefix: KeyValues | None = None,
+    prefix_valid: jax.Array | None = None,
+) -> jax.Array:
+    """Returns attention output [B, T, H, D] in q's dtype.
+
+    q: [B, T, H, D]. own: the rows' own keys [B, S, K, D] with own_mask bool[B, T, S] (True = visible).
+    prefix: shared keys [N, P, K, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P].
+    """
+    batch, length, heads, width = q.shape
+    kv_heads = own.k.shape[2]
+    grouped = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width)
+    part = _over(grouped, own, own_mask[:, None, None])
+    if prefix is not None and prefix_valid is not None:
+        groups = prefix.k.shape[0]
+        folded = grouped.reshape(groups, -1, *grouped.shape[2:])
+        shared = _over(folded, prefix, prefix_valid[:, None, None, None, :])
+        shared = _Partial(*(x.reshape(batch, length, *x.shape[2:]) for x in shared))
+        part = _merge(part, shared)
+    out = part.out / part.total[..., None]
+    return out.reshape(batch, length, heads, width).astype(q.dtype)
+
+
+def _merge(a: _Partial, b: _Partial) -> _Partial:
+    peak = jnp.maximum(a.peak, b.peak)
+    wa, wb = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+    return _Partial(a.out * wa[..., None] + b.out * wb[..., None], peak, a.total * wa + b.total * wb)
+
+
+def causal_mask(valid: jax.Array) -> jax.Array:
+    """Returns bool[B, T, T]: position t sees s iff s <= t and valid[b, s]."""
+    length = valid.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]

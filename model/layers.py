@@ -1,0 +1,88 @@
+"""Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, and a plain projection.
+
+Norm statistics are computed in float32 whatever the compute dtype. Parameters keep the dtype they were created with and are cast to the
+compute dtype at use. Nothing here knows about caches or masks.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, statistics in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.param_dtype))
+        x32 = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(variance + self.config.rms_norm_eps)
+        return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """Bias-free linear map [..., in] → [..., features]."""
+
+    config: ModelConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.initializers.normal(0.02),
+            (x.shape[-1], self.features),
+            jnp.dtype(self.config.param_dtype),
+        )
+        return x @ kernel.astype(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = self.config.intermediate_size
+        gate = Projection(self.config, width, name="gate")(x)
+        up = Projection(self.config, width, name="up")(x)
+        return Projection(self.config, x.shape[-1], name="down")(nn.silu(gate) * up)
+
+
+def rotary_frequencies(config: ModelConfig) -> jax.Array:
+    """Returns float32[D/2] angular frequencies, with Llama-3 long-context scaling where the config asks for it."""
+    half = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequency = 1.0 / (config.rope_theta**half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency
+    wavelength = 2 * jnp.pi / frequency
+    low = scaling.original_max_position_embeddings / scaling.low_freq_factor
+    high = scaling.original_max_position_embeddings / scaling.high_freq_factor
+    smooth = (scaling.original_max_position_embeddings / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+    scaled = jnp.where(wavelength > low, frequency / scaling.factor, frequency)
+    return jnp.where((wavelength <= low) & (wavelength >= high), blended, scaled)
+
+
+def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (cos, sin), each float32[B, T, D/2], for int32[B, T] positions."""
+    angles = positions[..., None].astype(jnp.float32) * rotary_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Returns x [B, T, heads, D] rotated, in the half-split convention of Hugging Face weights."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,106 @@
+"""Log-probabilities of given tokens, for groups of rows that share a token prefix; never all logits at once.
+
+The prefix of a group runs once and its keys serve every row of the group, in the forward and in the backward pass. The head is
+applied to chunks of positions whose logits are recomputed in the backward pass, so that peak memory does not
+grow with rows x tokens x vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+from model.llama import Params, forward, logits, make_prefix
+
+
+class GroupedIds(NamedTuple):
+    """N groups of S rows: row (n, s) is the sequence prefix[n] + suffix[n, s].
+
+    prefix_ids int32[N, P] and suffix_ids int32[N, S, T] are right-padded; prefix_length int32[N], suffix_length int32[N, S]
+    count real tokens. A suffix starts with at least one context token, whose own log-prob is not needed.
+    """
+
+    prefix_ids: jax.Array
+    prefix_length: jax.Array
+    suffix_ids: jax.Array
+    suffix_length: jax.Array
+
+
+def token_logprobs(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    targets: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 4096,
+) -> jax.Array:
+    """Returns float32[R]: log p(targets[r] | hidden[r]) at `temperature`; hidden [R, E], targets int32[R].
+
+    `chunk` positions are projected to the vocabulary at a time.
+    """
+
+    def some(args):
+        piece, wanted = args
+        scores = logits(params, config, piece) / temperature
+        chosen = jnp.take_along_axis(scores, wanted[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(scores, axis=-1)
+
+    count = hidden.shape[0]
+    if count <= chunk:
+        return some((hidden, targets))
+    padding = -count % chunk
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
+    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
+    return jax.lax.map(jax.checkpoint(some), (hidden, targets)).reshape(-1)[:count]
+
+
+def _shifted(params, config, hidden, ids, temperature, chunk) -> jax.Array:
+    """float32[B, T]: entry t is log p(ids[t] | earlier); entry 0, which has no predecessor here, is 0."""
+    batch, length, width = hidden.shape
+    flat = token_logprobs(
+        params,
+        config,
+        hidden[:, :-1].reshape(-1, width),
+        ids[:, 1:].reshape(-1),
+        temperature=temperature,
+        chunk=chunk,
+    )
+    return jnp.pad(flat.reshape(batch, length - 1), ((0, 0), (1, 0)))
+
+
+def grouped_logprobs(
+    params: Params,
+    config: ModelConfig,
+    grouped: GroupedIds,
+    *,
+    temperature: float = 1.0,
+    remat: bool = False,
+    chunk: int = 4096,
+) -> jax.Array:
+    """Returns float32[N, S, T]: log p(suffix token t | prefix, suffix tokens before t); 0 at t = 0.
+
+    Padding positions hold finite garbage: mask them. Differentiable in params.
+    """
+    groups, rows, length = grouped.suffix_ids.shape
+    prefix_valid = jnp.arange(grouped.prefix_ids.shape[1]) < grouped.prefix_length[:, None]
+    prefix = make_prefix(params, config, grouped.prefix_ids, prefix_valid, remat=remat)
+    ids = grouped.suffix_ids.reshape(groups * rows, length)
+    start = jnp.repeat(grouped.prefix_length, rows)
+    positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
+    valid = jnp.arange(length) < grouped.suffix_length.reshape(-1, 1)
+    hidden, _ = forward(params, config, ids, positions, valid, prefix, remat=remat)
+    lp = _shifted(params, config, hidden, ids, temperature, chunk)
+    return lp.reshape(groups, rows, length)
+
+
+def sequence_logprobs(
+    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, chunk: int = 4096
+) -> jax.Array:
+    """Returns float32[B, T]: log p(ids[t] | ids[:t]) of right-padded sequences; 0 at t = 0."""
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    hidden, _ = forward(params, config, ids, positions, valid)
+    return _shifted(params, config, hidden, ids, 1.0, chunk)

@@ -1,0 +1,89 @@
+"""How parameters and activations lie on a device mesh: one table from names to mesh axes.
+
+Mesh axes are `data` (replicas), `fsdp` (parameters and rows both split) and `tensor` (heads, MLP width and vocabulary split). Axes are
+`AxisType.Auto`: the compiler propagates shardings, and the constraints made here fix the ends. This replaces what older code did
+with pmap or pjit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # mesh axes over which groups of rows are split
+
+# Logical axis names used by activations (flax.linen.logical_axis_rules).
+ACTIVATION_RULES = (("row", ROWS), ("length", None), ("embed", None))
+
+# Last two path names of a parameter → mesh axis of each dimension. Leading `None` is the stacked layer axis.
+PARAMETER_AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
+    ("embed", "embedding"): ("tensor", "fsdp"),
+    ("head", "kernel"): ("fsdp", "tensor"),
+    ("q", "kernel"): (None, "fsdp", "tensor"),
+    ("k", "kernel"): (None, "fsdp", "tensor"),
+    ("v", "kernel"): (None, "fsdp", "tensor"),
+    ("o", "kernel"): (None, "tensor", "fsdp"),
+    ("gate", "kernel"): (None, "fsdp", "tensor"),
+    ("up", "kernel"): (None, "fsdp", "tensor"),
+    ("down", "kernel"): (None, "tensor", "fsdp"),
+    ("attn_norm", "scale"): (None, None),
+    ("mlp_norm", "scale"): (None, None),
+    ("final_norm", "scale"): (None,),
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """Returns a mesh over `devices` (default: all); one size may be -1 and takes what is left.
+
+    Raises ValueError if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    named = dict(zip(MESH_AXES, sizes, strict=True))
+    if sum(size == -1 for size in sizes) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"mesh {named}: sizes are positive and at most one is -1")
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes:
+        if len(devices) % known:
+            raise ValueError(f"mesh {named}: {len(devices)} devices are not divisible by {known}")
+        sizes[sizes.index(-1)] = len(devices) // known
+    elif known != len(devices):
+        raise ValueError(f"mesh {named}: needs {known} devices, {len(devices)} are present; set one size to -1")
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:
+    """Returns the spec of one parameter by its tree path; an unknown name is an error, never silently replicated."""
+    names = tuple(str(getattr(entry, "key", entry)) for entry in path)
+    try:
+        return PartitionSpec(*PARAMETER_AXES[names[-2], names[-1]])
+    except KeyError:
+        raise ValueError(f"parameter {'/'.join(names)} has no entry in PARAMETER_AXES") from None
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """Returns a tree of NamedSharding shaped like params. Dimensions that a mesh axis does not divide stay whole."""
+
+    def sharding(path, leaf):
+        spec = parameter_spec(path)
+        fitted = (
+            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
+        )
+        return NamedSharding(mesh, PartitionSpec(*fitted))
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Returns the sharding of arrays whose axis number `leading` counts groups or rows."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

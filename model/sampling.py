@@ -1,0 +1,107 @@
+"""Drawing tokens from logits, with the exact log-probability of the distribution that was drawn from.
+
+Pure and shape-static. Each row has its own key, derived by the caller from the sample's identity; the key of token number i is
+`fold_in(row key, i)`. So a sample does not depend on its batch neighbours, on its slot or on chunk boundaries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_NEGATIVE = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. Hashable: each distinct value compiles its own sampler.
+
+    temperature: 0 means greedy (log-prob then is that of the untempered policy). top_k 0, top_p 1 and min_p 0 switch their
+    truncation off; truncations apply in the order top-k, top-p, min-p to the tempered distribution.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        checks = {
+            f"temperature={self.temperature}: must be >= 0": self.temperature >= 0,
+            f"top_k={self.top_k}: must be >= 0 (0 = off)": self.top_k >= 0,
+            f"top_p={self.top_p}: must be in (0, 1]": 0 < self.top_p <= 1,
+            f"min_p={self.min_p}: must be in [0, 1)": 0 <= self.min_p < 1,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise ValueError(message)
+
+
+def _truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
+    """Returns logprobs with excluded tokens at a large negative value; rows keep at least their best token."""
+    if params.top_k and params.top_k < logprobs.shape[-1]:
+        kth = jax.lax.top_k(logprobs, params.top_k)[0][..., -1:]
+        logprobs = jnp.where(logprobs < kth, _NEGATIVE, logprobs)
+    if params.top_p < 1:
+        ordered = jax.lax.top_k(logprobs, logprobs.shape[-1])[0]
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        # The nucleus is the shortest head whose mass reaches top_p: a token stays while the mass before it is below.
+        kept = jnp.sum(before < params.top_p, axis=-1, keepdims=True)
+        threshold = jnp.take_along_axis(ordered, kept - 1, axis=-1)
+        logprobs = jnp.where(logprobs < threshold, _NEGATIVE, logprobs)
+    if params.min_p > 0:
+        best = jnp.max(logprobs, axis=-1, keepdims=True)
+        logprobs = jnp.where(logprobs < best + jnp.log(params.min_p), _NEGATIVE, logprobs)
+    return logprobs
+
+
+def draw(
+    logits: jax.Array, row_keys: jax.Array, index: jax.Array, params: SamplingParams
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (tokens int32[B], logprobs float32[B]) drawn from float32 logits [B, V].
+
+    row_keys: uint32[B, 2] raw threefry keys; index: int32[B], the number of the token within its sample.
+    """
+    if params.temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+        return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+    scaled = logits / params.temperature
+    truncated = _truncate(scaled, params)
+    log_norm = jax.nn.logsumexp(truncated, axis=-1)
+    uniforms = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i)))(row_keys, index)
+    tokens = _inverse_cdf(jnp.exp(truncated - log_norm[:, None]), uniforms)
+    chosen = jnp.take_along_axis(truncated, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - log_norm
+
+
+def _inverse_cdf(probs: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Returns int32[B]: the token whose cumulative interval holds uniforms[b]; never one of probability 0.
+
+    One uniform number a row replaces V Gumbel numbers. Two levels (blocks, then tokens of the chosen block) keep
+    the float32 sums short, so that a vocabulary of 150,000 loses no accuracy and needs no long scan.
+    """
+    batch, vocab = probs.shape
+    width = 1 << max(4, (vocab - 1).bit_length() // 2)
+    padded = jnp.pad(probs, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)
+    block_mass = padded.sum(-1)
+    block_ends = jnp.cumsum(block_mass, axis=-1)
+    target = uniforms * block_ends[:, -1]
+    block = _first_above(block_ends, block_mass, target)
+    rows = jnp.arange(batch)
+    within = padded[rows, block]
+    start = block_ends[rows, block] - block_mass[rows, block]
+    ends = jnp.cumsum(within, axis=-1)
+    token = _first_above(ends, within, target - start)
+    return (block * width + token).astype(jnp.int32)
+
+
+def _first_above(ends: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:
+    """First index with positive mass whose cumulative end exceeds target; the last with mass if rounding leaves none."""
+    index = jnp.arange(ends.shape[-1])
+    hit = (ends > target[:, None]) & (mass > 0)
+    last = jnp.max(jnp.where(mass > 0, index, 0), axis=-1)
+    return jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), last)
