@@ -2,9 +2,9 @@
 
 rollouts with verdicts → views and pools → **one weight a row** → update
 
-In: a `RowTable`, one row a view. Out: `AdvantageResult`: weights, which rows stay in the loss, and a report of every pool.
-Statistics use real counts (no padding value enters), each rollout counts once in a pool, and a pool with nothing to compare
-gives exactly 0. No token, no gradient, no jax. Definitions: feedback-conditioned group normalisation, arXiv 2605.20506 section 3.
+In: a `RowTable`, one row a view. Out: `AdvantageResult`: weights, which rows stay in the loss, a report of every pool.
+Statistics use real counts (no padding value enters), each rollout counts once in a pool, and a pool with nothing to
+compare gives exactly 0 (arXiv 2605.20506: joint group and feedback-conditioned group). No token, no gradient, no jax.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from ditto_jax.types import ViewRole
 class RowTable:
     """One row a view, as arrays of one length R; raises ValueError for unequal lengths or non-bool flags.
 
-    role: int[R] of ViewRole. prompt: int[R], which rows share an instance. rollout: int[R], unique within its prompt; views and
-    sub-sequences of one rollout share it, a refinement never has its draft's. reward: float32[R]. reward_valid: bool[R], False if
-    the judge failed. row_valid: bool[R], False for padding. truncated: bool[R], cut by the token budget.
+    role: int[R] of ViewRole.
+    prompt: int[R], which rows share an instance.
+    rollout: int[R], unique within its prompt; views and sub-sequences of one rollout share it, a refinement never has
+        its draft's.
+    reward: float32[R].
+    reward_valid: bool[R], False if the judge failed.
+    row_valid: bool[R], False for padding.
+    truncated: bool[R], cut by the token budget.
     """
 
     role: np.ndarray
@@ -45,7 +50,7 @@ class RowTable:
 
 @dataclasses.dataclass(frozen=True)
 class PoolReport:
-    """How the instances of one pool (one a prompt that has a row in it) ended: `count` is the sum of the other four numbers.
+    """How the instances of one pool ended, one for every prompt with a row in it; `count` is the sum of the other four.
 
     all_equal: rewards within the tolerance. too_small: fewer rollouts than the pool needs. invalid: enough were
     sampled, but failed verdicts or truncation left too few.
@@ -61,8 +66,12 @@ class PoolReport:
 
 @dataclasses.dataclass(frozen=True)
 class AdvantageResult:
-    """weights: float32[R], 0 outside live pools. row_valid: bool[R], rows that stay in the loss and its denominators (those of
-    dead pools too). row_live: bool[R], rows of live pools. pools: one report a pool. metrics: floats by `area/what_unit`.
+    """The weights, and why they are what they are.
+
+    weights: float32[R], 0 outside live pools.
+    row_valid: bool[R], rows that stay in the loss and its denominators, those of dead pools too.
+    row_live: bool[R], rows of live pools.
+    pools: one report a pool. metrics: floats by `area/what_unit`.
     """
 
     weights: np.ndarray
@@ -75,8 +84,8 @@ class AdvantageResult:
 def assign(rows: RowTable, objective: Objective) -> AdvantageResult:
     """Returns the weight of every row under the pools of `objective`.
 
-    Rows of a role without a pool, padding, rollouts without a verdict and (unless `objective.truncated` is "keep") truncated
-    rows get weight 0 and leave statistics and loss alike.
+    Rows of a role without a pool, padding, rollouts without a verdict and (unless `objective.truncated` is "keep")
+    truncated rows get weight 0 and leave statistics and loss alike.
     """
     scored = _scored(rows)
     kept = scored & ~rows.truncated if objective.truncated == "drop" else scored

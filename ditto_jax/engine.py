@@ -83,7 +83,7 @@ class PolicyPort:
         else:
             if chat[: len(self._chat)] != self._chat:
                 raise ValueError("a policy port's chat is append-only: an earlier message was changed")
-            observation = chat_format.extend(self._chat, chat[len(self._chat) :], self._finish is FinishReason.STOP)
+            observation = chat_format.extend(self._chat, chat[len(self._chat) :], last_id=self._ids[-1])
             self._append(observation, [0.0] * len(observation), Author.CONTEXT)
         spent = len(self._ids) - self._context_length
         budget = self._engine.max_completion_length - spent

@@ -2,9 +2,9 @@
 
 rows with weights, anchors and current log-probabilities → **one number and sums for metrics** → gradient
 
-Pure jax over arrays of one micro-batch. Denominators are counted over the whole optimiser batch (`denominators`) and passed in,
-so that micro-batches add up to the global value. The sampler's log-probabilities are no input: the ratio is a trust
-region around the anchor (same training context, weights before the update), arXiv 2605.20506 equation 8.
+Pure jax over arrays of one micro-batch. Denominators are counted over the whole optimiser batch (`denominators`) and
+passed in, so that micro-batches add up to the global value. The sampler's log-probabilities are no input: the ratio is
+a trust region around the anchor (same training context, weights before the update), arXiv 2605.20506 equation 8.
 """
 
 from __future__ import annotations
@@ -23,14 +23,31 @@ from ditto_jax.types import ViewRole
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in float32 and beyond every useful trust region
 
 Sums = dict[str, jax.Array]
+_SUMS = (
+    "loss",
+    "rows",
+    "tokens",
+    "tokens_kept",
+    "ratio",
+    "log_ratio",
+    "clip_low",
+    "clip_high",
+    "clip_dual",
+    "neg_floor",
+    "log_ratio_abs_max",
+    "negative_cross_nll_max",
+)
 
 
 class LossRows(NamedTuple):
     """Constants of R rows with T positions; nothing here receives a gradient.
 
-    lp_anchor: float32[R, T], log-probability under the training context with the weights before the update. loss_mask: bool[R, T],
-    True iff the policy sampled the token. weights: float32[R], from `advantages.assign`. role: int32[R] of ViewRole.
-    cross: bool[R], training context is not the sampling context. row_valid: bool[R], `AdvantageResult.row_valid`.
+    lp_anchor: float32[R, T], log-probability under the training context with the weights before the update.
+    loss_mask: bool[R, T], True iff the policy sampled the token.
+    weights: float32[R], from `advantages.assign`.
+    role: int32[R] of ViewRole.
+    cross: bool[R], True iff the training context is not the sampling context.
+    row_valid: bool[R], `AdvantageResult.row_valid`.
     """
 
     lp_anchor: jax.Array
@@ -42,7 +59,10 @@ class LossRows(NamedTuple):
 
 
 class TokenLosses(NamedTuple):
-    """loss: float[R, T]. ratio: float[R, T], exp(lp - lp_anchor). The rest are bool[R, T]: which limit replaced the plain loss."""
+    """Losses and what became of them.
+
+    loss: float[R, T]. ratio: float[R, T], exp(lp - lp_anchor). The rest are bool[R, T]: which limit replaced the loss.
+    """
 
     loss: jax.Array
     ratio: jax.Array
@@ -52,7 +72,7 @@ class TokenLosses(NamedTuple):
 
 
 def token_losses(lp: jax.Array, lp_anchor: jax.Array, weights: jax.Array, kind: Kind) -> TokenLosses:
-    """Returns the unaggregated losses of one kind of term; all arrays are float[R, T], gradient flows through `lp` only."""
+    """Returns the unaggregated losses of one kind of term. All arrays are float[R, T]; only `lp` has a gradient."""
     lp_anchor, weights = jax.lax.stop_gradient((lp_anchor, weights))
     ratio = jnp.exp(jnp.clip(lp - lp_anchor, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
     return TOKEN_LOSSES[type(kind)](lp, ratio, weights, kind)
@@ -87,9 +107,10 @@ TOKEN_LOSSES: Mapping[type, Callable[[jax.Array, jax.Array, jax.Array, Any], Tok
 def denominators(loss_mask: jax.Array, role: jax.Array, row_valid: jax.Array, objective: Objective) -> jax.Array:
     """Returns float32[terms]: what each term's sum is divided by, at least 1.
 
-    loss_mask: bool[R, T], role: int32[R], row_valid: bool[R], all of the whole optimiser batch. "token_mean" counts tokens, the other
-    aggregations count rows that have a token ("seq_const" times `response_length`). With `denominator` "shared" every term gets the
-    count over all terms' rows. Rows of dead pools count; tokens under `neg_floor` count.
+    loss_mask: bool[R, T], role: int32[R], row_valid: bool[R], all of the whole optimiser batch. "token_mean" counts
+    tokens, the other aggregations count rows that have a token ("seq_const" times `response_length`). With
+    `denominator` "shared" every term gets the count over all terms' rows. Rows of dead pools count; tokens under
+    `neg_floor` count.
     """
     per_term = [_trained_rows(term.roles, role, row_valid) for term in objective.terms]
     if objective.denominator == "shared":
@@ -116,9 +137,11 @@ def objective_loss(
 ) -> tuple[jax.Array, Sums]:
     """Returns (this micro-batch's part of the loss to minimise, sums for `add_metrics`).
 
-    lp: float32[R, T], log-probabilities under theta and the training context; the only input with a gradient. denominators:
-    float32[terms] from `denominators` over the whole optimiser batch. Parts and sums of the micro-batches add up to those of the batch.
-    Values at masked positions and in invalid rows may be anything, non-finite too. Raises ValueError for wrong shape or dtype.
+    lp: float32[R, T], log-probabilities under theta and the training context; the only input with a gradient.
+    denominators: float32[terms] from `denominators` over the whole optimiser batch.
+
+    Parts and sums of the micro-batches add up to those of the batch. Values at masked positions and in invalid rows may
+    be anything, non-finite too. Raises ValueError for a wrong shape or dtype.
     """
     _check_arrays(lp, rows)
     rows = jax.lax.stop_gradient(rows)
@@ -136,7 +159,7 @@ def objective_loss(
         row_losses = _row_losses(jnp.where(kept, tokens.loss, 0.0), mask, objective)
         row_losses = term.coef * row_losses / denominators[index].astype(lp.dtype)
         total = total + jnp.sum(row_losses)
-        sums = add_metrics(sums, _term_sums(safe_lp - safe_anchor, rows, tokens, row_losses, mask, removed, lp))
+        sums = add_metrics(sums, _term_sums(lp, rows, tokens, row_losses, mask, removed))
     return total, sums
 
 
@@ -166,57 +189,31 @@ def _row_losses(loss: jax.Array, mask: jax.Array, objective: Objective) -> jax.A
 
 
 def _term_sums(
-    log_ratio: jax.Array,
-    rows: LossRows,
-    tokens: TokenLosses,
-    row_losses: jax.Array,
-    mask: jax.Array,
-    removed: jax.Array,
-    lp: jax.Array,
+    lp: jax.Array, rows: LossRows, tokens: TokenLosses, row_losses: jax.Array, mask: jax.Array, removed: jax.Array
 ) -> Sums:
-    is_role = rows.role[None, :] == jnp.arange(len(ViewRole), dtype=rows.role.dtype)[:, None]  # [roles, R]
     kept = mask & ~removed
-
-    def total(values: jax.Array, where: jax.Array) -> jax.Array:
-        row_totals = jnp.sum(jnp.where(where, values.astype(jnp.float32), 0.0), axis=1)
-        return jnp.sum(jnp.where(is_role, row_totals[None, :], 0.0), axis=1)
-
-    def largest(values: jax.Array, where: jax.Array) -> jax.Array:
-        row_largest = jnp.max(jnp.where(where, values.astype(jnp.float32), 0.0), axis=1, initial=0.0)
-        return jnp.max(jnp.where(is_role, row_largest[None, :], 0.0), axis=1, initial=0.0)
-
+    log_ratio = jnp.where(kept, lp - rows.lp_anchor.astype(lp.dtype), 0.0)
     negative_cross = mask & (rows.cross & (rows.weights < 0.0))[:, None]
-    sums = {
-        "loss": total(row_losses[:, None], jnp.any(mask, axis=1)[:, None]),
-        "rows": total(jnp.ones_like(row_losses)[:, None], jnp.any(mask, axis=1)[:, None]),
-        "tokens": total(jnp.ones_like(log_ratio), mask),
-        "tokens_kept": total(jnp.ones_like(log_ratio), kept),
-        "ratio": total(tokens.ratio, kept),
-        "log_ratio": total(log_ratio, kept),
-        "clip_low": total(tokens.clipped_low, kept),
-        "clip_high": total(tokens.clipped_high, kept),
-        "clip_dual": total(tokens.clipped_dual, kept),
-        "neg_floor": total(jnp.ones_like(log_ratio), removed),
-        "log_ratio_abs_max": largest(jnp.abs(log_ratio), kept),
-        "negative_cross_nll_max": largest(-jnp.where(negative_cross, lp, 0.0), negative_cross),
+    per_row = {
+        "loss": row_losses,
+        "rows": jnp.any(mask, axis=1),
+        "tokens": jnp.sum(mask, axis=1),
+        "tokens_kept": jnp.sum(kept, axis=1),
+        "ratio": jnp.sum(jnp.where(kept, tokens.ratio, 0.0), axis=1),
+        "log_ratio": jnp.sum(log_ratio, axis=1),
+        "clip_low": jnp.sum(tokens.clipped_low & kept, axis=1),
+        "clip_high": jnp.sum(tokens.clipped_high & kept, axis=1),
+        "clip_dual": jnp.sum(tokens.clipped_dual & kept, axis=1),
+        "neg_floor": jnp.sum(removed, axis=1),
+        "log_ratio_abs_max": jnp.max(jnp.abs(log_ratio), axis=1, initial=0.0),
+        "negative_cross_nll_max": jnp.max(jnp.where(negative_cross, -lp, 0.0), axis=1, initial=0.0),
     }
+    stacked = jnp.stack([per_row[name].astype(jnp.float32) for name in _SUMS])[:, None, :]
+    is_role = (rows.role[None, :] == jnp.arange(len(ViewRole), dtype=rows.role.dtype)[:, None])[None]
+    by_role = jnp.where(is_role, stacked, 0.0)  # [sums, roles, R]
+    added, largest = jnp.sum(by_role, axis=2), jnp.max(by_role, axis=2, initial=0.0)
+    sums = {name: (largest if name.endswith("_max") else added)[i] for i, name in enumerate(_SUMS)}
     return jax.lax.stop_gradient(sums)
-
-
-_SUMS = (
-    "loss",
-    "rows",
-    "tokens",
-    "tokens_kept",
-    "ratio",
-    "log_ratio",
-    "clip_low",
-    "clip_high",
-    "clip_dual",
-    "neg_floor",
-    "log_ratio_abs_max",
-    "negative_cross_nll_max",
-)
 
 
 def zero_metrics() -> Sums:
@@ -233,9 +230,9 @@ def add_metrics(left: Sums, right: Sums) -> Sums:
 
 
 def finish_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Returns means, fractions, counts and maxima by `policy/what_role`, on the host; roles without a token are left out.
+    """Returns means, fractions, counts and maxima by `policy/what_role`, on the host; roles without a token are absent.
 
-    A token counts once for every term that trains it. Ratios and clip fractions are over tokens that `neg_floor` left in.
+    A token counts once for every term that trains it. Ratios and clip fractions are over tokens that `neg_floor` left.
     """
     host = {name: np.asarray(value, dtype=np.float64) for name, value in sums.items()}
     metrics: dict[str, float] = {}

@@ -2,8 +2,8 @@
 
 rollouts with verdicts → **which rows share a baseline, which rows are trained how** → weights → update
 
-In: `ObjectiveConfig`. Out: an `Objective`, hashable, so that it can be a static argument of a jitted function. A method is one
-entry of `OBJECTIVES`; `advantages.py` and `loss.py` read the data and never a name. Nothing is computed here.
+In: `ObjectiveConfig`. Out: an `Objective`, hashable, so that it can be a static argument of a jitted function. A method
+is one entry of `OBJECTIVES`; `advantages.py` and `loss.py` read the data and never a name. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _at_least(value: float, smallest: float) -> bool:
 class Pool:
     """Rows of one prompt whose rewards are normalised together: A = (r - centre) / (max(std, std_floor) + eps).
 
-    A pool is dead, its weights exactly 0, with fewer than `min_size` rollouts or when its rewards differ by no more than
-    `reward_tolerance`. Without centre and scale there are no statistics, A = r, and neither test applies.
+    A pool is dead, its weights exactly 0, with fewer than `min_size` rollouts or when its rewards differ by no more
+    than `reward_tolerance`. Without centre and scale there are no statistics, A = r, and neither test applies.
     """
 
     roles: tuple[ViewRole, ...]
@@ -115,8 +115,8 @@ Kind = PgClip | Reinforce
 class Term:
     """One summand of the loss: `coef` times the token losses of `kind`, over the rows with one of `roles`.
 
-    `neg_floor`: on rows whose training context is not their sampling context, tokens with A < 0 and lp_anchor below it get no
-    weight, for nothing else bounds how far such a token is pushed down. None: no floor.
+    `neg_floor`: on rows whose training context is not their sampling context, tokens with A < 0 and lp_anchor below it
+    get no weight, for nothing else bounds how far such a token is pushed down. None: no floor.
     """
 
     kind: Kind
@@ -136,9 +136,10 @@ class Term:
 class Objective:
     """Pools and terms. Building one runs `validate`, so an impossible objective does not exist.
 
-    `denominator`: "shared" divides all terms by one count, so that every trained token weighs the same whichever term it is
-    in; "term" gives each its own. `aggregation`: how token losses become one number; "seq_const" divides by `response_length`.
-    `truncated`: whether rows cut by the token budget leave statistics and loss, or stay in both.
+    denominator: "shared" divides all terms by one count, so that every trained token weighs the same whichever term it
+        is in; "term" gives each its own.
+    aggregation: how token losses become one number; "seq_const" also divides by `response_length`.
+    truncated: whether rows cut by the token budget leave statistics and loss, or stay in both.
     """
 
     name: str
@@ -174,8 +175,9 @@ class Objective:
             for role in pool.roles:
                 if role in owners:
                     raise ConfigError(
-                        f"objective {self.name!r}: role {role.name} is in two pools, {role_names(owners[role].roles)} and "
-                        f"{role_names(pool.roles)}; a row has one weight: leave the role in one of them"
+                        f"objective {self.name!r}: role {role.name} is in two pools, "
+                        f"{role_names(owners[role].roles)} and {role_names(pool.roles)}; a row has one weight: "
+                        "leave the role in one of them"
                     )
                 owners[role] = pool
         for term in self.terms:
@@ -201,8 +203,8 @@ class Objective:
 class ObjectiveConfig:
     """What a run may set about its objective. Fields have the names of the fields that they override in the preset.
 
-    `name` picks a preset of `OBJECTIVES`; `feedback_coef` multiplies the coefficient of the terms on the hinted policy alone
-    (REFINED_FB); `dual_clip` and `neg_floor` may be null. `response_length` belongs to aggregation "seq_const" only.
+    `name` picks a preset of `OBJECTIVES`; `feedback_coef` multiplies the coefficient of the terms on the hinted policy
+    alone (REFINED_FB); `dual_clip` and `neg_floor` may be null. `response_length` is for aggregation "seq_const" only.
     """
 
     name: str = "ditto"

@@ -16,6 +16,7 @@ import numpy as np
 from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
 
+from ditto_jax.chat import common_prefix
 from ditto_jax.errors import ConfigError
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
@@ -78,13 +79,7 @@ def bucket(value: int, buckets: Sequence[int], what: str) -> int:
 def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
     """Returns how many leading ids all sequences share, at most the shortest length minus one."""
     shortest = min(len(ids) for ids in sequences) - 1
-    first = sequences[0][:shortest]
-    shared = shortest
-    for ids in sequences[1:]:
-        different = np.flatnonzero(ids[:shared] != first[:shared])
-        if len(different):
-            shared = int(different[0])
-    return shared
+    return min(shortest, *(common_prefix(sequences[0], ids) for ids in sequences))
 
 
 def _power_of_two(value: int) -> int:

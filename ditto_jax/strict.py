@@ -57,7 +57,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):  # raised by a __post_init__: it already names its key, and pydantic would echo all values
+        if isinstance(cause, ConfigError):  # from a __post_init__: it names its key, and does not echo every value
             raise cause from None
         dotted = ".".join([*([where] if where else []), *map(str, first["loc"])])
         raise ConfigError(f"{dotted}={first.get('input')!r}: {first['msg']}") from None

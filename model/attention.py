@@ -24,7 +24,7 @@ class KeyValues(NamedTuple):
 
 
 class _Partial(NamedTuple):
-    """Unnormalised attention over one source: out [B, T, K, q, D], max and sum [B, T, K, q], all float32."""
+    """Unnormalised attention over one source: out [B, K, T, q, D], peak and total [B, K, T, q], all float32."""
 
     out: jax.Array
     peak: jax.Array
@@ -32,18 +32,18 @@ class _Partial(NamedTuple):
 
 
 def _over(q: jax.Array, source: KeyValues, mask: jax.Array) -> _Partial:
-    """q: [B, T, K, q, D] scaled; source rows match B; mask: bool broadcastable to [B, 1, 1, T, S]."""
-    scores = jnp.einsum("btkqd,bskd->bkqts", q, source.k, preferred_element_type=jnp.float32)
+    """q: [B, T, K, q, D] scaled; source rows match B; mask: bool broadcastable to [B, 1, T, 1, S]."""
+    # Axis orders are those that a batched matrix product yields, so that no score is ever transposed.
+    scores = jnp.einsum("btkqd,bskd->bktqs", q, source.k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, _MASKED)
     # The peak cancels in the merged result, so no gradient needs to flow through it.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - peak[..., None])
     total = jnp.sum(weights, axis=-1)
     out = jnp.einsum(
-        "bkqts,bskd->btkqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
+        "bktqs,bskd->bktqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
     )
-    to_rows = (0, 3, 1, 2)
-    return _Partial(out, peak.transpose(to_rows), total.transpose(to_rows))
+    return _Partial(out, peak, total)
 
 
 def attend(
@@ -61,15 +61,22 @@ def attend(
     batch, length, heads, width = q.shape
     kv_heads = own.k.shape[2]
     grouped = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width)
-    part = _over(grouped, own, own_mask[:, None, None])
+    part = _over(grouped, own, own_mask[:, None, :, None])
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
         folded = grouped.reshape(groups, -1, *grouped.shape[2:])
         shared = _over(folded, prefix, prefix_valid[:, None, None, None, :])
-        shared = _Partial(*(x.reshape(batch, length, *x.shape[2:]) for x in shared))
+        shared = _Partial(*(_unfold(x, batch, length) for x in shared))
         part = _merge(part, shared)
     out = part.out / part.total[..., None]
-    return out.reshape(batch, length, heads, width).astype(q.dtype)
+    return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)
+
+
+def _unfold(x: jax.Array, batch: int, length: int) -> jax.Array:
+    """[N, K, rows * T, ...] → [B, K, T, ...]: a group's rows apart again."""
+    groups, kv_heads = x.shape[:2]
+    split = x.reshape(groups, kv_heads, batch // groups, length, *x.shape[3:])
+    return split.swapaxes(1, 2).reshape(batch, kv_heads, length, *x.shape[3:])
 
 
 def _merge(a: _Partial, b: _Partial) -> _Partial:

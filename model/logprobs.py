@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.llama import Params, forward, logits, make_prefix
+from model.llama import Params, Prefix, forward, logits
 
 
 class GroupedIds(NamedTuple):
@@ -85,9 +85,29 @@ def grouped_logprobs(
 
     Padding positions hold finite garbage: mask them. Differentiable in params.
     """
+    _, prefix = _prefix_of(params, config, grouped, remat)
+    return _suffix_logprobs(params, config, grouped, prefix, temperature, remat, chunk)
+
+
+def grouped_and_prefix_logprobs(
+    params: Params, config: ModelConfig, grouped: GroupedIds, *, remat: bool = False, chunk: int = 4096
+) -> tuple[jax.Array, jax.Array]:
+    """Returns suffix log-probs as `grouped_logprobs`, and float32[N, P]: log p(prefix token t | tokens before t)."""
+    hidden, prefix = _prefix_of(params, config, grouped, remat)
+    suffix_lp = _suffix_logprobs(params, config, grouped, prefix, 1.0, remat, chunk)
+    return suffix_lp, _shifted(params, config, hidden, grouped.prefix_ids, 1.0, chunk)
+
+
+def _prefix_of(params, config, grouped: GroupedIds, remat: bool) -> tuple[jax.Array, Prefix]:
+    ids = grouped.prefix_ids
+    valid = jnp.arange(ids.shape[1]) < grouped.prefix_length[:, None]
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    hidden, keys = forward(params, config, ids, positions, valid, keep_keys=True, remat=remat)
+    return hidden, Prefix(keys.k, keys.v, valid)
+
+
+def _suffix_logprobs(params, config, grouped: GroupedIds, prefix: Prefix, temperature, remat, chunk) -> jax.Array:
     groups, rows, length = grouped.suffix_ids.shape
-    prefix_valid = jnp.arange(grouped.prefix_ids.shape[1]) < grouped.prefix_length[:, None]
-    prefix = make_prefix(params, config, grouped.prefix_ids, prefix_valid, remat=remat)
     ids = grouped.suffix_ids.reshape(groups * rows, length)
     start = jnp.repeat(grouped.prefix_length, rows)
     positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Objectives are data: presets, overrides by name, and every impossible combination refused with a message that helps."""
+"""Objectives are data: presets, overrides by name, and every impossible combination refused with help."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_validate_refuses_unknown_denominators():
     [
         lambda: Pool(()),
         lambda: Pool((DRAFT, DRAFT)),
-        lambda: Pool((DRAFT,), centre="median"),
+        lambda: Pool((DRAFT,), centre="median"),  # pyright: ignore[reportArgumentType]
         lambda: Pool((DRAFT,), min_size=1),
         lambda: Pool((DRAFT,), eps=-1.0),
         lambda: Term(PgClip(), ()),

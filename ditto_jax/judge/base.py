@@ -6,23 +6,12 @@ count it. A judge may raise JudgeUnavailableError when it can never work (wrong 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
+from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Verdict
-
-
-@dataclasses.dataclass(frozen=True)
-class CallKey:
-    """Identity of a rollout, from which everything random about its judgement derives."""
-
-    seed: int
-    step: int
-    prompt_id: str
-    sample_index: int
-    role: str
 
 
 class Judge(Protocol):
@@ -37,10 +26,10 @@ class Judge(Protocol):
         """Raises JudgeUnavailableError with what to do if the judge cannot be reached or used."""
         ...
 
-    async def score(self, task: Task, example: Example, conversation: Conversation, key: CallKey) -> Verdict: ...
+    async def score(self, task: Task, example: Example, conversation: Conversation, key: SampleId) -> Verdict: ...
 
     async def feedback(
-        self, task: Task, example: Example, conversation: Conversation, verdict: Verdict, key: CallKey
+        self, task: Task, example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
     ) -> Feedback: ...
 
     def counters(self) -> Mapping[str, float]:

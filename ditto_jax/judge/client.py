@@ -1,8 +1,9 @@
 """Messages → typed reply, over HTTP: one chat-completions call with bounded concurrency, a deadline and retries.
 
-In: chat messages and a pydantic reply model. Out: a CallResult whose outcome says how the call ended; a failed call never raises
-and its text is never taken for a reply. Contacts the endpoint's host only: redirects are not followed, and proxies or .netrc
-credentials from the environment are not used (certificate settings such as SSL_CERT_FILE are). Knows nothing of tasks or scores.
+In: chat messages and a pydantic reply model. Out: a CallResult whose outcome says how the call ended; a failed call
+never raises and its text is never taken for a reply. Contacts the endpoint's host only: redirects are not followed, and
+proxies or .netrc credentials from the environment are not used (certificate settings such as SSL_CERT_FILE are). Knows
+nothing of tasks or scores.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MAX_CONNECT_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class CallResult(Generic[ReplyT]):
-    """How one call ended. `parsed` exists iff the outcome is OK.
+    """How one call ended. `parsed` exists iff the outcome is OK (and never for a probe).
 
     text: what the model wrote last, for logs and re-scoring; empty if it wrote nothing.
     tokens_in, tokens_out: as the endpoint counted them, over all attempts.
@@ -110,8 +111,8 @@ class ChatClient:
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
 
-        The request has the same fields as real ones and asks for one token, except where the settings point to a model that
-        must be allowed to reason first.
+        The request has the same fields as real ones and asks for one token, except where the settings point to a model
+        that must be allowed to reason first.
         """
         config = self._config
         reasons = config.reasoning_effort is not None or config.max_tokens_parameter == "max_completion_tokens"
@@ -137,7 +138,8 @@ class ChatClient:
                     parsed = await self._attempt_until_done(http, body, parse, progress)
             except TimeoutError:
                 outcome = Outcome.TIMED_OUT
-                detail = f"no reply within judge.timeout_s={self._config.timeout_s:g}; {progress.failure or 'still waiting'}"
+                last = progress.failure or "nothing answered"
+                detail = f"no reply within judge.timeout_s={self._config.timeout_s:g}; {last}"
             except AttemptFailed as failure:
                 outcome, detail = _outcome_of(failure), failure.detail
             latency_s = time.monotonic() - start
@@ -181,9 +183,11 @@ class ChatClient:
         except httpx2.TransportError as error:
             raise TransientFailure(f"connection failed: {type(error).__name__} {error}".rstrip()) from None
         except httpx2.DecodingError:
-            raise UnparsableFailure("body is not in its stated encoding", progress.status) from None
+            raise UnparsableFailure("body is not in its stated encoding") from None
         if not response.is_success:
-            raise response_failure(response.status_code, response.headers, content, self._now())
+            # Servers may repeat a key that they reject; it goes before the message is shortened, which could split it.
+            message = self._endpoint.redact(content.decode(errors="replace"))
+            raise response_failure(response.status_code, response.headers, message, self._now())
         completion = read_completion(content)
         progress.text = completion.text
         progress.tokens_in += completion.tokens_in

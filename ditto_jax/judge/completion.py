@@ -1,7 +1,7 @@
 """The chat-completions wire format: request body out, completion or typed failure in.
 
-In: messages and a reply model, or an HTTP response. Out: the JSON to send, or a Completion. Bodies are read up to a limit and
-validated; anything unexpected is a failure with a reason. Does no networking and reads no reply text.
+In: messages and a reply model, or an HTTP response. Out: the JSON to send, or a Completion. Bodies are read up to a
+limit and validated; anything unexpected is a failure with a reason. Does no networking and reads no reply text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class _WireCompletion(pydantic.BaseModel):
 def request_body(
     config: JudgeConfig, messages: Sequence[Message], reply_model: type[pydantic.BaseModel]
 ) -> dict[str, Any]:
-    """Returns the JSON body of a request. The schema stands in `response_format` and, because endpoints may ignore that, in the prompt."""
+    """Returns the JSON body of a request.
+
+    The schema stands in `response_format` and, because endpoints may ignore that, in the prompt.
+    """
     body: dict[str, Any] = {
         "model": config.model,
         "messages": _with_schema(messages, reply_model),
@@ -101,7 +104,7 @@ async def read_body(response: httpx2.Response) -> bytes:
         content += chunk
         if len(content) > MAX_BODY_BYTES:
             if response.is_success:
-                raise UnparsableFailure(f"body is longer than {MAX_BODY_BYTES} bytes", response.status_code)
+                raise UnparsableFailure(f"body is longer than {MAX_BODY_BYTES} bytes")
             break
     return bytes(content[:MAX_BODY_BYTES])
 
@@ -125,20 +128,20 @@ def read_completion(content: bytes) -> Completion:
     )
 
 
-def response_failure(status: int, headers: Mapping[str, str], content: bytes, now: float) -> AttemptFailed:
+def response_failure(status: int, headers: Mapping[str, str], content: str, now: float) -> AttemptFailed:
     """Returns the failure that an unsuccessful response means. now: Unix time in seconds, for dates in headers."""
     message, code = _error_message(content)
     detail = f"HTTP {status}" + (f": {message}" if message else "")
     if is_retried(status):
-        return TransientFailure(detail, status, retry_after_s(headers, now))
+        return TransientFailure(detail, retry_after_s(headers, now))
     if 300 <= status < 400:
-        return PermanentFailure(f"HTTP {status}: the endpoint redirects elsewhere, which is not followed", status)
+        return PermanentFailure(f"HTTP {status}: the endpoint redirects elsewhere, which is not followed")
     if code in _FILTER_CODES:
-        return RefusedFailure(detail, status)
-    return PermanentFailure(detail, status)
+        return RefusedFailure(detail)
+    return PermanentFailure(detail)
 
 
-def _error_message(content: bytes) -> tuple[str, str]:
+def _error_message(content: str) -> tuple[str, str]:
     try:
         error = json.loads(content)["error"]
         if isinstance(error, dict):

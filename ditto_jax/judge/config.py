@@ -1,7 +1,7 @@
 """Settings → judge: which judge, where it is, how long and how often it may be asked, and what its words may hold.
 
-In: values from YAML and flags (`judge.*`). Out: a checked, immutable, serialisable record that `make_judge` turns into a judge.
-Holds no secret: a key is named by its environment variable. Reads no environment and opens no connection.
+In: values from YAML and flags (`judge.*`). Out: a checked, immutable, serialisable record that `make_judge` turns into
+a judge. Holds no secret: a key is named by its environment variable. Reads no environment and opens no connection.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ class JudgeConfig:
     kind: "rules" is embedded and needs nothing; "openai" is any OpenAI-compatible chat-completions endpoint.
     model: model name that the endpoint knows; required by "openai".
     base_url: address up to and without "/chat/completions"; None reads the environment variable OPENAI_BASE_URL.
-    api_key_env: name of the environment variable that holds the key; None uses OPENAI_API_KEY where it is set, else sends no key.
+    api_key_env: name of the environment variable that holds the key; None uses OPENAI_API_KEY where it is set, else
+        sends no key.
     max_concurrent: requests in flight at once.
-    timeout_s: seconds that one call may take, retries and their waits included, once it has its place among `max_concurrent`.
+    timeout_s: seconds that one call may take, retries and their waits included, once it has its place among
+        `max_concurrent`.
     max_retries: further requests of one call after overload, server faults and lost connections.
     unparsable_retries: further requests of one call after replies that break the schema; a separate budget.
     temperature: None leaves it to the endpoint (some models accept no other).
     max_tokens: longest reply, reasoning included.
     max_tokens_parameter: request field for `max_tokens`; newer reasoning models want "max_completion_tokens".
     reasoning_effort: passed on if set, for example "low".
-    response_format: how the endpoint is told to answer in JSON. The schema is also stated in the prompt and always checked.
-    feedback_content: "content_free" is the control arm: words that say nothing about the draft.
+    response_format: how the endpoint is told to answer in JSON. The schema is also stated in the prompt and always
+        checked.
+    feedback_content: "content_free" is the control arm: words that say only that the draft is wrong.
     max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
     """
 
@@ -75,14 +78,16 @@ class JudgeConfig:
         if self.temperature is not None and not 0 <= self.temperature <= 2:
             raise ConfigError(f"judge.temperature={self.temperature}: must be from 0 to 2, or null; 0 works")
         if self.kind == "openai" and not (self.model and self.model.strip()):
-            raise ConfigError(f"judge.model={self.model!r}: judge.kind=openai needs the model's name, as the endpoint lists it")
+            raise ConfigError(
+                f"judge.model={self.model!r}: judge.kind=openai needs a model name that the endpoint knows"
+            )
         if self.base_url is not None:
             check_base_url(self.base_url, where="judge.base_url")
         if self.api_key_env is not None and not _ENVIRONMENT_NAME.fullmatch(self.api_key_env):
             # The value is not repeated: whoever gets this wrong has most likely put the key itself here.
             raise ConfigError(
-                "judge.api_key_env: must be the name of an environment variable (letters, digits, underscores), not a key; "
-                "put the key into that variable and name it here, for example OPENAI_API_KEY"
+                "judge.api_key_env: must be the name of an environment variable (letters, digits, underscores), not a "
+                "key; put the key into that variable and name it here, for example OPENAI_API_KEY"
             )
 
 

@@ -17,6 +17,7 @@ from ditto_jax.judge.config import JudgeConfig, check_base_url
 
 BASE_URL_ENV = "OPENAI_BASE_URL"
 API_KEY_ENV = "OPENAI_API_KEY"
+_SHORTEST_SECRET = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Endpoint:
     key_origin: str
 
     def redact(self, text: str) -> str:
-        """Returns `text` with every occurrence of the key replaced."""
-        return text.replace(self.key.get_secret_value(), "[key]") if self.key else text
+        """Returns `text` with every occurrence of the key replaced; placeholders such as "EMPTY" stay."""
+        key = self.key.get_secret_value() if self.key else ""
+        return text.replace(key, "[key]") if len(key) >= _SHORTEST_SECRET else text
 
 
 def resolve_endpoint(config: JudgeConfig, environ: Mapping[str, str] | None = None) -> Endpoint:
-    """Returns the endpoint that `config` means. Raises ConfigError (no address) or MissingInputError (named key not set).
+    """Returns the endpoint that `config` means. Raises ConfigError (no address), MissingInputError (named key not set).
 
     There is no default address: text of a run never goes to a host that nobody configured.
     """
@@ -44,7 +46,7 @@ def resolve_endpoint(config: JudgeConfig, environ: Mapping[str, str] | None = No
         url, url_origin = environ.get(BASE_URL_ENV, ""), f"environment variable {BASE_URL_ENV}"
         if not url:
             raise ConfigError(
-                f"judge.base_url is not set and neither is {BASE_URL_ENV}: judge.kind=openai needs the endpoint's address, "
+                f"judge.base_url is not set and neither is {BASE_URL_ENV}: judge.kind=openai needs an address, "
                 "for example http://localhost:8000/v1"
             )
         check_base_url(url, where=BASE_URL_ENV)
@@ -63,5 +65,5 @@ def _resolve_key(named: str | None, environ: Mapping[str, str]) -> tuple[pydanti
     if not key:
         return None, f"no key ({API_KEY_ENV} is not set)"
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"environment variable {name}: holds spaces or characters that a key cannot have (not shown here)")
+        raise ConfigError(f"environment variable {name}: holds characters that a key cannot have (not shown here)")
     return pydantic.SecretStr(key), f"environment variable {name}"

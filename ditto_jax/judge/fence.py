@@ -1,7 +1,7 @@
 """Draft text → judge prompt: marks text that the policy wrote as data.
 
-In: any text. Out: the same text between delimiters that it cannot close, because the guillemets they are built from are replaced
-inside it and because the delimiters carry a digest of the text. Does not judge, shorten or translate.
+In: any text. Out: the same text between delimiters that it cannot close, because the guillemets they are built from are
+replaced inside it and because the delimiters carry a digest of the text. Does not judge, shorten or translate.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _CODE_LENGTH = 12
 def fence(text: str) -> str:
     """Returns `text` between «DATA code» and «END code» lines, without control, format or delimiter characters.
 
-    The same text always gives the same fence. A text cannot contain its own code except by inverting a hash, and cannot contain a
-    guillemet at all.
+    The same text always gives the same fence. A text cannot contain its own code except by inverting a hash, and cannot
+    contain a guillemet at all.
     """
     body = printable(text).translate(_GUILLEMETS)
     code = hashlib.sha256(body.encode()).hexdigest()[:_CODE_LENGTH]
@@ -31,7 +31,7 @@ def fence(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns `text` without control and format characters, except newline and tab; every line end becomes a newline."""
+    """Returns `text` without control and format characters, except newline and tab; all line ends become newlines."""
     return "".join(filter(_is_harmless, text.replace("\r\n", "\n").translate(_LINE_ENDS)))
 
 

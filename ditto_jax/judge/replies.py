@@ -1,7 +1,7 @@
 """Text of a language model → validated reply: finds the one JSON object in it and checks it against a schema.
 
-In: any text at all, and a pydantic model. Out: an instance of the model, or Unparsable with the reason. Never repairs, guesses,
-clips a number into its range, or chooses between several objects.
+In: any text at all, and a pydantic model. Out: an instance of the model, or Unparsable with the reason. Never repairs,
+guesses, clips a number into its range, or chooses between several objects.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ class Unparsable(ValueError):
 def parse_reply(text: str, reply_model: type[ReplyT]) -> ReplyT:
     """Returns the reply in `text`; raises Unparsable, and nothing else, if there is none.
 
-    Prose and code fences around the object are allowed, as is one leading <think> block, which is dropped. No other opening
-    brace may remain outside the object: with several objects, or one inside a broken one, text quoted from the policy could
-    pose as the verdict.
+    Prose and code fences around the object are allowed, as is one leading <think> block, which is dropped. No other
+    opening
+    brace may remain outside the object: with several objects, or one inside a broken one, text quoted from the policy
+    could pose as the verdict.
     """
     if len(text) > _MAX_CHARACTERS:
         raise Unparsable(f"reply of {len(text)} characters is longer than {_MAX_CHARACTERS}")

@@ -1,7 +1,7 @@
 """Failed attempt → wait or give up: which answers of an endpoint are worth another request, when, and how often.
 
-In: HTTP statuses, headers and the failures of one call. Out: a tenacity retry loop with two budgets (transport and unparsable),
-full-jitter exponential waits, and the waits that the server asks for. Sends nothing itself.
+In: HTTP statuses, headers and the failures of one call. Out: a tenacity retry loop with two budgets (transport and
+unparsable), full-jitter exponential waits, and the waits that the server asks for. Sends nothing itself.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ _jitter = tenacity.wait_random_exponential(multiplier=1, max=MAX_BACKOFF_S)
 
 
 class AttemptFailed(Exception):
-    """One request did not yield a reply. The message is for people; `status` is the HTTP status, if there was one."""
+    """One request did not yield a reply. `detail` says why, for people."""
 
-    def __init__(self, detail: str, status: int | None = None):
+    def __init__(self, detail: str):
         super().__init__(detail)
         self.detail = detail
-        self.status = status
 
 
 class TransientFailure(AttemptFailed):
     """Worth another request, not before `retry_after_s` seconds if the server said so."""
 
-    def __init__(self, detail: str, status: int | None = None, retry_after_s: float | None = None):
-        super().__init__(detail, status)
+    def __init__(self, detail: str, retry_after_s: float | None = None):
+        super().__init__(detail)
         self.retry_after_s = retry_after_s
 
 
@@ -88,7 +87,7 @@ def is_retried(status: int) -> bool:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Returns the seconds that `retry-after-ms` or `Retry-After` (seconds or HTTP date) ask for, or None if neither is valid.
+    """Returns the seconds that `retry-after-ms` or `Retry-After` (seconds or HTTP date) ask for, or None.
 
     now: Unix time in seconds, from which an HTTP date is counted. Dates in the past give 0.
     """

@@ -1,8 +1,8 @@
 """What a task is: prompts, an episode, a scorer and feedback, over ports it does not own.
 
-A task is one file. Single-turn, multi-turn and multi-agent tasks differ only in how often their `episode` awaits a port. A refined
-rollout is the same coroutine with `feedback` set. Tasks never import jax, never talk to the network, and never
-choose thresholds: gates, caps and model names are configuration.
+A task is one file. Single-turn, multi-turn and multi-agent tasks differ only in how often their `episode` awaits a
+port. A refined rollout is the same coroutine with `feedback` set. Tasks never import jax, never talk to the network,
+and never choose thresholds: gates, caps and model names are configuration.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ OptionsT = TypeVar("OptionsT")
 class Source:
     """Where examples come from.
 
-    kind: "generated" (seeded generator), "files" (the public files of the benchmark) or "parquet" (released SOUL schema).
-    path: file or folder for "files" and "parquet"; unused for "generated".
+    kind: "generated" (seeded generator), "files" (the public files of the benchmark) or "parquet" (released SOUL
+    schema). path: file or folder for "files" and "parquet"; unused for "generated".
     split: "train", "validation" or "test". Generated splits never share words or stories.
     limit: how many examples; None means all (generated: required).
     seed: seed of the generator.
@@ -96,6 +96,10 @@ class Task(abc.ABC, Generic[OptionsT]):
     @abc.abstractmethod
     def load(self, source: Source) -> Sequence[Example]:
         """Returns validated examples. Raises MissingInputError (absent path) or DataError (file, row, field)."""
+
+    @abc.abstractmethod
+    def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
+        """Returns the chat before the policy's first reply: x, or (x, h) with `feedback`."""
 
     @abc.abstractmethod
     async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
@@ -125,8 +129,12 @@ class Task(abc.ABC, Generic[OptionsT]):
         """Returns the labels that evaluation groups by, for example {"order": "2"}."""
         return {}
 
-    def demonstration(self, example: Example) -> str | None:
-        """Returns a worked reply for supervised warm starts, or None if the task has no generator."""
+    def demonstration(self, example: Example, careful: bool = True) -> str | None:
+        """Returns a worked reply for supervised warm starts, or None if the task has no generator.
+
+        careful: False gives the task's typical mistake instead of right reasoning, to build a start that feedback can
+        repair.
+        """
         return None
 
 

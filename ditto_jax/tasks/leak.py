@@ -53,8 +53,8 @@ def leak_rule(feedback: str, gold_text: str, gold_letter: str | None) -> str:
 def reference_ngram(feedback: str, reference: str, n: int = 8) -> str:
     """Returns "reference_ngram" if any `n` consecutive words of `reference` occur in `feedback`, else "".
 
-    A reference shorter than `n` words counts as a whole, unless it is shorter than half of `n`: such words are too common
-    to be evidence.
+    A reference shorter than `n` words counts as a whole, unless it is shorter than half of `n`: such words are too
+    common to be evidence.
     """
     if n < 2:
         raise ValueError(f"n={n}: an n-gram of a reference needs at least 2 words; use 8")
@@ -160,19 +160,21 @@ def _names_letter(feedback: str, letter: str) -> bool:
     return set(re.findall(r"(?<!\w)\(([a-z])\)", feedback)) == {letter.lower()}
 
 
-_WHOSE = r"(?:the|this|that|your|these|those|any|given|provided)"
+# "your advice" is what a simulated user may say to its assistant; "your hint" is not.
+_THE = r"(?:the|this|that|these|those|any|given|provided)"
+_WHOSE = rf"(?:{_THE}|your)"
 _KIND = r"(?:\s+(?:given|provided|above|private|helpful|earlier|previous|following|extra|additional|hidden|coaching))*"
 _STRONG = (
     r"(?:hints?|coaching(?:\s+(?:notes?|advice|message))?|reminders?|reference\s+(?:response|answer|reply|solution)s?)"
 )
 _WEAK = r"(?:feedback|guidance|critique|advice|notes?|tips?|instructions?\s+above)"
-_SAYS = r"(?:says?|said|states?|stated|mentions?|mentioned|points?|pointed|indicates?|suggests?|suggested|tells?|told|reminds?)"
+_SAYS = r"(?:says?|said|state[sd]?|mention(?:s|ed)?|point(?:s|ed)?|indicate[sd]?|suggest(?:s|ed)?|tells?|told|reminds?)"
 _GUIDANCE = tuple(
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
         rf"\b{_WHOSE}{_KIND}\s+{_STRONG}\b",  # following the hint
-        rf"\b(?:according\s+to|based\s+on|following|per|given|considering)\s+{_WHOSE}?{_KIND}\s*(?:{_STRONG}|{_WEAK})\b",
-        rf"\b{_WHOSE}{_KIND}\s+{_WEAK}\s+{_SAYS}\b",  # the feedback says
+        rf"\b(?:according\s+to|based\s+on|following|per|given|considering)\s+{_THE}?{_KIND}\s*(?:{_STRONG}|{_WEAK})\b",
+        rf"\b{_THE}{_KIND}\s+{_WEAK}\s+{_SAYS}\b",  # the feedback says
         rf"\ba{_KIND}\s+{_STRONG}\s+(?:was|is|says|said)\b",  # a reminder was given
         rf"^\W*(?:private\s+)?{_STRONG}\W*:",  # Hint: ...
         r"\bas\s+(?:(?:was|you)\s+)?(?:hinted|coached|reminded|advised\s+above)\b",

@@ -179,6 +179,7 @@ def test_replies_that_speak_of_their_guidance_are_found(reply):
         "I coach a team; my coaching job starts at six.",
         "For reference, the answer to your letter came on Monday.",
         "That reminds me of home.",
+        "Based on your advice I bought the blue one.",
     ],
 )
 def test_ordinary_replies_pass(reply):

@@ -1,0 +1,71 @@
+"""The whole training state on disk: save, restore onto the present mesh, keep the newest few.
+
+The one module that touches Orbax. A step directory appears under its final name only when it is complete, so a run killed while saving, or a
+full disk, leaves the older checkpoints as they were. Metadata (step, stream position, judge ledger) is JSON beside the arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ditto_jax.errors import RunDirectoryError
+from ditto_jax.state import TrainState
+
+
+class Checkpoints:
+    """Checkpoints of one run, newest `keep` retained."""
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, meta: dict[str, Any]) -> None:
+        """Writes a checkpoint; returns when it is complete. Raises RunDirectoryError, older checkpoints intact."""
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            kept = self._manager.all_steps()
+            raise RunDirectoryError(
+                f"cannot save the checkpoint of step {step} under {self._folder}: {_reason(error)}. Checkpoints of steps "
+                f"{sorted(kept)} are intact: free space, then run the same command to continue"
+            ) from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the newest state, placed like `like`, and its metadata.
+
+        A damaged newest checkpoint is an error that names it and says how to go on from the one before.
+        """
+        step = self._manager.latest_step()
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise RunDirectoryError(
+                f"the checkpoint {self._folder / str(step)} is damaged ({_reason(error)}). Move that folder away and run the "
+                "same command: the run continues from the checkpoint before it"
+            ) from error
+        return restored["state"], restored["meta"]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,174 @@
+"""Everything that a run depends on, as frozen dataclasses; YAML presets and command-line flags only override.
+
+Each number that affects learning is a field here. Impossible combinations are refused when the config is built, with a value that
+would work. Names follow TRL where TRL has one. Loading, layering and printing are `config_io.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from ditto_jax.errors import ConfigError
+from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.objective import ObjectiveConfig, make_objective
+from ditto_jax.sampler import SamplerShapes
+from ditto_jax.state import OptimizerConfig
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where a task's examples come from (see `ditto_jax.tasks.base.Source`).
+
+    path may hold environment variables, for example $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it) is absent, the
+    entry is skipped and listed instead of ending the run.
+    """
+
+    kind: Literal["generated", "files", "parquet"] = "generated"
+    path: str | None = None
+    split: Literal["train", "validation", "test"] = "train"
+    limit: int | None = None
+    seed: int = 0
+    optional: bool = False
+
+    def __post_init__(self):
+        if self.kind != "generated" and not self.path:
+            raise ConfigError(f"source.kind={self.kind}: set source.path to the file or folder to read")
+        if self.kind == "generated" and self.limit is None:
+            raise ConfigError("source.kind=generated: set source.limit, the number of examples to generate")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"source.limit={self.limit}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """One task of a mixture. `label` names it in reports (default: the task's name); `options` are the task's own."""
+
+    name: str
+    weight: float = 1.0
+    label: str = ""
+    source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(limit=1024))
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.weight <= 0:
+            raise ConfigError(f"tasks.{self.name}.weight={self.weight}: must be positive; leave the task out instead")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh; one may be -1 and takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """How drafts and refined rollouts are sampled, and when a draft is refined.
+
+    prompts_per_step (N), num_generations (G): a step samples N x G drafts. max_completion_length: tokens of a whole episode's
+    response, observations included. feedback_below: drafts that score below it get feedback and a refined rollout; refined_per_draft
+    is 1. Training samples from the untruncated distribution, so that the recorded log-probs are the policy's.
+    """
+
+    prompts_per_step: int = 64
+    num_generations: int = 8
+    max_completion_length: int = 1024
+    temperature: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    feedback_below: float = 1.0
+
+    def __post_init__(self):
+        if self.prompts_per_step < 1:
+            raise ConfigError(f"rollout.prompts_per_step={self.prompts_per_step}: must be at least 1")
+        if self.num_generations < 2:
+            raise ConfigError(
+                f"rollout.num_generations={self.num_generations}: group advantages need at least 2 drafts; set it to 8"
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"rollout.temperature={self.temperature}: training samples need a positive value; set 1.0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The update: how often, in what pieces, and the length buckets of its rows (ascending)."""
+
+    max_steps: int = 120
+    updates_per_step: int = 1
+    micro_batches: int = 1
+    prefix: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    suffix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    remat: bool = False
+    logprob_chunk: int = 4096
+
+    def __post_init__(self):
+        for name in ("max_steps", "updates_per_step", "micro_batches", "logprob_chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation without feedback: tasks, sampling, and how many samples per item. temperature 0 is greedy."""
+
+    tasks: tuple[TaskConfig, ...] = ()
+    temperature: float = 0.0
+    num_samples: int = 1
+    every: int = 0  # steps between evaluations during training; 0 = only before and after
+    with_feedback: bool = False  # also measure the refined reply after feedback, and after content-free feedback
+    bootstrap: int = 2000
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        if self.num_samples < 1:
+            raise ConfigError(f"evaluation.num_samples={self.num_samples}: must be at least 1")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ConfigError("evaluation.num_samples: greedy samples are all alike; set evaluation.temperature to 1.0")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A training or evaluation run. See configs/ for presets; every field can be set by `--field` or `--part.field`."""
+
+    model_name_or_path: str = ""
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    output_dir: str = "runs"
+    run_name: str = "run"
+    seed: int = 0
+    resume: Literal["auto", "never", "must"] = "auto"
+    overwrite: bool = False
+    tasks: tuple[TaskConfig, ...] = ()
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    sampler: SamplerShapes = dataclasses.field(default_factory=SamplerShapes)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    evaluation: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    save_steps: int = 50
+    save_total_limit: int = 2
+    log_completions: bool = True
+    profile_steps: tuple[int, ...] = ()  # steps to record with the JAX profiler
+
+    def __post_init__(self):
+        make_objective(self.objective)
+        if self.train.updates_per_step > self.rollout.prompts_per_step:
+            raise ConfigError(
+                f"train.updates_per_step={self.train.updates_per_step} exceeds rollout.prompts_per_step="
+                f"{self.rollout.prompts_per_step}: rows of one prompt stay in one update; lower it"
+            )
+        if self.rollout.max_completion_length < 1:
+            raise ConfigError(f"rollout.max_completion_length={self.rollout.max_completion_length}: must be positive")
+        if self.save_steps < 1 or self.save_total_limit < 1:
+            raise ConfigError(f"save_steps={self.save_steps}, save_total_limit={self.save_total_limit}: at least 1 each")
+        labels = [task.label or task.name for task in self.evaluation.tasks]
+        if len(set(labels)) != len(labels):
+            raise ConfigError(f"evaluation.tasks: labels {labels} must differ; set `label` on tasks that repeat a name")
+        if "/" in self.run_name or self.run_name in ("", ".", ".."):
+            raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")

@@ -1,0 +1,85 @@
+"""Rollout → verdict and feedback by rule: the embedded judge, which needs no network and no key.
+
+In: an example and what the policy said. Out: the task's own rule score, and words from its symbolic trace. The same
+call key gives the same words. Cannot judge tasks that have no rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ditto_jax.errors import ConfigError
+from ditto_jax.judge.base import SampleId
+from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.counters import OutcomeCounts
+from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, screened_feedback
+from ditto_jax.tasks.base import Task
+from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
+
+
+def rules_identity(task: Task[Any]) -> str:
+    """Returns the name of a task's rules with their version, such as "rules@hitom-1"."""
+    return f"rules@{task.name}-{task.version}"
+
+
+def rule_verdict(task: Task[Any], example: Example, conversation: Conversation) -> Verdict:
+    """Returns the task's rule score; raises ConfigError if the task has none."""
+    verdict = task.rule_score(example, conversation)
+    if verdict is None:
+        raise ConfigError(
+            f"task {task.name} has no rule that scores a rollout: its score needs a language-model judge; "
+            "leave it out of `tasks`, or use a version that can ask one for scores"
+        )
+    return dataclasses.replace(verdict, judge=rules_identity(task))
+
+
+class RulesJudge:
+    """Scores and comments by the task's own rules."""
+
+    def __init__(self, config: JudgeConfig):
+        self._is_content_free = config.feedback_content == CONTENT_FREE
+        self._outcomes = OutcomeCounts()
+
+    @property
+    def identity(self) -> str:
+        """ "rules", with the control arm if that is what writes the feedback; verdicts carry the task's version."""
+        return f"rules+{CONTENT_FREE}" if self._is_content_free else "rules"
+
+    async def check(self) -> None:
+        """Returns at once: rules are always there."""
+
+    async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
+        """Returns the task's rule score; raises ConfigError if the task has none."""
+        return self._outcomes.verdict(rule_verdict(task, example, conversation))
+
+    async def feedback(
+        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
+    ) -> Feedback:
+        """Returns words from the task's symbolic trace, screened for leaks; refused if the rules have nothing to say.
+
+        The control arm replaces words exactly where usable ones exist, so that both arms refine under the same
+        conditions.
+        """
+        feedback = self._rule_feedback(task, example, conversation, verdict, key)
+        if self._is_content_free and feedback.usable:
+            feedback = content_free_control(task, example, key)
+        return self._outcomes.feedback(feedback)
+
+    def counters(self) -> Mapping[str, float]:
+        """Counts of outcomes since the start."""
+        return self._outcomes.as_dict()
+
+    async def aclose(self) -> None:
+        """Returns at once: nothing is open."""
+
+    def _rule_feedback(
+        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
+    ) -> Feedback:
+        identity = rules_identity(task)
+        text = task.rule_feedback(example, conversation, verdict, call_rng(key, "rule_feedback"))
+        if not text or not text.strip():
+            detail = f"the rules of task {task.name} have nothing to say about this rollout"
+            return Feedback(Outcome.REFUSED, judge=identity, detail=detail)
+        return screened_feedback(task, example, text, judge=identity)

@@ -1,0 +1,35 @@
+"""Words about a draft → Feedback: the leak filter, the content-free control, and the random numbers of a call.
+
+In: text from rules or from a model. Out: a Feedback that says whether the text may enter a prompt. Every judge builds
+its feedback here, so that no text passes around the filter. Writes no words of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import Any
+
+from ditto_jax.feedback import content_free_feedback
+from ditto_jax.judge.base import SampleId
+from ditto_jax.tasks.base import Task
+from ditto_jax.types import Example, Feedback, Outcome
+
+CONTENT_FREE = "content_free"
+
+
+def call_rng(key: SampleId, purpose: str) -> random.Random:
+    """Returns a generator whose stream depends on `key` and `purpose` alone, the same in every process."""
+    identity = json.dumps([key.seed, key.step, key.prompt_id, key.sample_index, str(key.role), purpose])
+    return random.Random(int.from_bytes(hashlib.sha256(identity.encode()).digest()))
+
+
+def screened_feedback(task: Task[Any], example: Example, text: str, judge: str) -> Feedback:
+    """Returns `text` as Feedback, with the leak rule that it breaks, if any. `text` must hold a visible character."""
+    return Feedback(Outcome.OK, text=text, judge=judge, leak=task.leak(example, text))
+
+
+def content_free_control(task: Task[Any], example: Example, key: SampleId) -> Feedback:
+    """Returns feedback of the control arm: words that say only that the draft is wrong."""
+    return screened_feedback(task, example, content_free_feedback(call_rng(key, CONTENT_FREE)), judge=CONTENT_FREE)

@@ -1,0 +1,265 @@
+"""Training: the one sentence of this project, a step at a time.
+
+prompt → draft rollout → judge → feedback → refined rollout → views and pools → sharded update → checkpoint, evaluation, report
+
+`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. The same command continues a run that was
+preempted or killed: everything after the last checkpoint is cut and repeated, equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ditto_jax.advantages import AdvantageResult, RowTable, assign
+from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, pack
+from ditto_jax.checkpoint import Checkpoints
+from ditto_jax.config import RunConfig
+from ditto_jax.errors import ConfigError, DittoError, Preempted
+from ditto_jax.evaluate import evaluate_task, read_evaluations, write_evaluation
+from ditto_jax.judge.health import require_healthy
+from ditto_jax.keys import derive
+from ditto_jax.loss import finish_metrics
+from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
+from ditto_jax.objective import make_objective
+from ditto_jax.profile import profiled
+from ditto_jax.progress import TrainProgress
+from ditto_jax.prompts import PromptStream
+from ditto_jax.records import rollout_rows
+from ditto_jax.report import write_report
+from ditto_jax.rollout import Sampling, draft_rollouts, refined_rollouts
+from ditto_jax.run_dir import RunDirectory, open_run
+from ditto_jax.setup import Parts, assemble, load_tasks
+from ditto_jax.state import TrainState, make_optimizer, make_state
+from ditto_jax.train_step import UpdateConfig, finish_gap, make_score, make_update
+from ditto_jax.types import Rollout
+from ditto_jax.views import View, views_of
+from model.partition import parameter_shardings, row_sharding
+from model.sampling import SamplingParams
+
+
+class Trainer:
+    """A run in progress: parts, state, and the position in the prompt stream."""
+
+    def __init__(self, config: RunConfig, parts: Parts):
+        self.config = config
+        self.parts = parts
+        self.objective = make_objective(config.objective)
+        self.stream = PromptStream(load_tasks(config.tasks)[0], config.seed)
+        self.position = 0
+        self.done_steps = 0
+        self._ledger: dict[str, float] = {}  # what the judge had counted before this process continued the run
+        train = config.train
+        self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
+        self.state = make_state(parts.policy.params, self.optimizer, parts.mesh)
+        update = UpdateConfig(
+            model=parts.policy.config,
+            objective=self.objective,
+            temperature=config.rollout.temperature,
+            anchor_is_current=train.updates_per_step == 1,
+            remat=train.remat,
+            logprob_chunk=train.logprob_chunk,
+        )
+        self._update = make_update(update, self.optimizer, parts.mesh, self.state)
+        self._score = make_score(update, parts.mesh, parameter_shardings(self.state.params, parts.mesh))
+        self.shapes = _batch_shapes(config, parts)
+
+    async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Runs one step; returns its metrics and the records of its rollouts."""
+        config, judge, number = self.config, self.parts.judge, self.done_steps + 1
+        prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
+        settings = SamplingParams(temperature=config.rollout.temperature)
+        sampling = Sampling(self.parts.engine, self.state.params, settings, config.seed, number)
+        with watch.phase("draft"):
+            gate = config.rollout.feedback_below if self.objective.refine else None
+            drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate)
+        with watch.phase("refine"):
+            refined = await refined_rollouts(sampling, judge, prompts, drafts)
+        rollouts = [*drafts, *refined]
+        _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
+        with watch.phase("pack"):
+            views = views_of(rollouts, self.objective.views)
+            advantages = assign(_row_table(views), self.objective)
+            batches = self._batches(views, advantages, number)
+        with watch.phase("update"):
+            update_metrics = self._apply(batches, watch)
+        self.position += len(prompts)
+        self.done_steps = number
+        metrics = {
+            "step": number,
+            "sampled_tokens": sampled_tokens(rollouts),
+            **rollout_metrics(rollouts),
+            **advantages.metrics,
+            **update_metrics,
+            **{f"judge/{name}": value for name, value in self.ledger().items()},
+        }
+        return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
+
+    def _batches(self, views: Sequence[View], advantages: AdvantageResult, number: int) -> list[TrainBatch]:
+        """Returns one batch per optimiser update; the rows of a prompt stay together (feedback-methods 8.5, rule 4)."""
+        groups = by_prompt(views)
+        prompts = list(range(self.config.rollout.prompts_per_step))
+        random.Random(derive(self.config.seed, "updates", number)).shuffle(prompts)
+        batches = []
+        for part in np.array_split(np.asarray(prompts), self.config.train.updates_per_step):
+            members = [groups[p] for p in sorted(part.tolist()) if p in groups]
+            batches.append(pack(views, members, advantages.weights, advantages.row_valid, self.shapes))
+        return batches
+
+    def _apply(self, batches: Sequence[TrainBatch], watch: Stopwatch) -> dict[str, float]:
+        mesh = self.parts.mesh
+        placed = [jax.device_put(batch, row_sharding(mesh, leading=1)) for batch in batches]
+        if len(placed) > 1:
+            with watch.phase("score"):
+                placed = [b._replace(anchor=self._score(self.state.params, b)) for b in placed]
+                jax.block_until_ready(placed)
+        metrics: dict[str, float] = {}
+        for batch in placed:
+            self.state, sums, gap, norm = self._update(self.state, batch)
+            sums, gap, norm = jax.device_get((sums, gap, norm))
+            # Of several updates the last is reported: its ratios have moved furthest from the anchor.
+            metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
+        return metrics
+
+    def meta(self) -> dict[str, Any]:
+        """Host state that a checkpoint carries beside the arrays."""
+        return {"step": self.done_steps, "position": self.position, "judge": self.ledger()}
+
+    def ledger(self) -> dict[str, float]:
+        """Returns the judge's cumulative counts and costs since the start of the run."""
+        return {name: value + self._ledger.get(name, 0) for name, value in self.parts.judge.counters().items()}
+
+    def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
+        self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
+        self._ledger = dict(meta["judge"])
+
+
+def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
+    per_update = -(-config.rollout.prompts_per_step // config.train.updates_per_step)
+    split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
+    groups = -(-per_update // config.train.micro_batches)
+    refined_views = len(make_objective(config.objective).views) - 1
+    rows = config.rollout.num_generations * (1 + refined_views)
+    return BatchShapes(
+        config.train.micro_batches, -(-groups // split) * split, rows, config.train.prefix, config.train.suffix
+    )
+
+
+def _row_table(views: Sequence[View]) -> RowTable:
+    return RowTable(
+        role=np.array([int(v.role) for v in views], np.int32),
+        prompt=np.array([v.prompt for v in views], np.int32),
+        rollout=np.array([v.rollout for v in views], np.int32),
+        reward=np.array([0.0 if v.reward is None else v.reward for v in views], np.float32),
+        reward_valid=np.array([v.reward is not None for v in views], bool),
+        row_valid=np.ones(len(views), bool),
+        truncated=np.array([v.truncated for v in views], bool),
+    )
+
+
+def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int) -> None:
+    require_healthy([r.verdict for r in rollouts], limit, step)
+    require_healthy([r.feedback for r in rollouts if r.feedback is not None], limit, step, least=4)
+
+
+async def run_evaluation(trainer: Trainer, run: RunDirectory, progress: TrainProgress) -> None:
+    """Evaluates all tasks on the present weights and writes eval/."""
+    config, parts = trainer.config, trainer.parts
+    for loaded in parts.evaluation:
+        progress.note(f"evaluating {loaded.label} ({len(loaded.examples)} items) at step {trainer.done_steps}")
+        result = await evaluate_task(
+            loaded, parts.engine, trainer.state.params, config.evaluation, parts.judges, config.seed, trainer.done_steps
+        )
+        write_evaluation(run, result, trainer.done_steps)
+
+
+@contextlib.contextmanager
+def _sigterm_as_flag():
+    """Yields a function that tells whether SIGTERM has arrived; the state is saved at the next step boundary."""
+    received = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    except ValueError:  # not the main thread, as in a notebook: the host program decides about signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def train(config: RunConfig, command: list[str]) -> Path:
+    """Trains a run to its end, or continues it; returns the run directory.
+
+    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact.
+    """
+    if not config.tasks:
+        raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
+    parts = assemble(config)
+    folder = Path(config.output_dir) / config.run_name
+    run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
+    checkpoints = Checkpoints(run.checkpoints, config.save_total_limit)
+    trainer = Trainer(config, parts)
+    with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
+        for label in parts.skipped:
+            progress.note(f"evaluation of {label} skipped: its data is absent (set SOUL_DATA_DIR)")
+        try:
+            runner.run(parts.judge.check())
+            if earlier and checkpoints.latest_step() is not None:
+                trainer.restore(*checkpoints.restore(trainer.state))
+                progress.note(f"continuing {folder} after step {trainer.done_steps}")
+            run.cut_after(trainer.done_steps)
+            run.set_status("running", trainer.done_steps)
+            _run_steps(trainer, run, checkpoints, progress, preempted, runner)
+        except DittoError as error:
+            state = "preempted" if isinstance(error, Preempted) else "failed"
+            with contextlib.suppress(DittoError):
+                run.set_status(state, trainer.done_steps, error.exit_code, str(error))
+            raise
+        finally:
+            runner.run(parts.judge.aclose())
+            checkpoints.close()
+        run.set_status("finished", trainer.done_steps, 0)
+        report = write_report([run.path])
+        progress.summary(read_evaluations(run))
+        progress.note(f"report: {report}")
+    return run.path
+
+
+def _run_steps(trainer: Trainer, run: RunDirectory, checkpoints: Checkpoints, progress, preempted, runner) -> None:
+    config, last = trainer.config, trainer.config.train.max_steps
+    done = {record["step"] for record in read_evaluations(run)}
+    if config.evaluation.tasks and trainer.done_steps == 0 and 0 not in done:
+        runner.run(run_evaluation(trainer, run, progress))
+    while trainer.done_steps < last:
+        watch = Stopwatch()
+        with profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps):
+            metrics, rows = runner.run(trainer.step(watch))
+        number = trainer.done_steps
+        with watch.phase("write"):
+            if config.log_completions:
+                run.write_rollouts(number, rows)
+        split = watch.split()
+        tokens = metrics.pop("sampled_tokens", 0)
+        sampling_s = split.get("time/draft_s", 0.0) + split.get("time/refine_s", 0.0)
+        metrics |= {**split, "tokens_per_s": tokens / sampling_s if sampling_s else 0.0}
+        run.append_metrics(metrics)
+        progress.step(metrics, number, last)
+        if number % config.save_steps == 0 or number == last or preempted():
+            checkpoints.save(number, trainer.state, trainer.meta())
+        if preempted() and number < last:
+            raise Preempted(f"SIGTERM: saved after step {number} of {last}; the same command continues")
+        every = config.evaluation.every
+        if config.evaluation.tasks and (number == last or (every and number % every == 0)):
+            runner.run(run_evaluation(trainer, run, progress))
+
+
+__all__ = ["Trainer", "train"]

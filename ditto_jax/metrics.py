@@ -1,0 +1,90 @@
+"""What one step did, as named numbers: rewards, gap, outcomes, lengths, time split.
+
+Names follow TRL where TRL has one; ours are `area/what_unit`. Learning metrics are a pure function of the step's rollouts and update; times
+and rates are kept apart under `time/` and `..._per_s`, because a resumed run repeats the former bit for bit and never the latter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ditto_jax.rollout import outcome_counts
+from ditto_jax.types import Rollout, RolloutRole
+
+
+def is_timing(name: str) -> bool:
+    """True for metrics that depend on the machine and not on what was learned."""
+    return name.startswith("time/") or name.endswith("_per_s") or "latency" in name
+
+
+class Stopwatch:
+    """Seconds by phase of one step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of the enclosed block to `time/<name>_s`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            key = f"time/{name}_s"
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - started
+
+    def split(self) -> dict[str, float]:
+        """Returns all phases and the whole step."""
+        return {**self.seconds, "time/step_s": time.monotonic() - self._started}
+
+
+def _scores(rollouts: Sequence[Rollout], role: RolloutRole) -> np.ndarray:
+    values = [r.verdict.score for r in rollouts if r.role is role and r.verdict.score is not None]
+    return np.asarray(values, dtype=np.float64)
+
+
+def sampled_tokens(rollouts: Sequence[Rollout]) -> int:
+    """Returns how many tokens the policy sampled for these rollouts."""
+    return sum(int(t.loss_mask.sum()) for r in rollouts for t in r.transcripts.values())
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Returns rewards by role, the teacher-student gap, lengths and outcome counts of one step's rollouts."""
+    drafts, refined = _scores(rollouts, RolloutRole.DRAFT), _scores(rollouts, RolloutRole.REFINED)
+    lengths = np.array([sampled_tokens([r]) for r in rollouts] or [0])
+    drafted = [r for r in rollouts if r.role is RolloutRole.DRAFT]
+    refined_from = [r for r in rollouts if r.role is RolloutRole.REFINED]
+    metrics: dict[str, Any] = {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/max_length": int(lengths.max()),
+        "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else 0.0,
+        "feedback/gate_rate": sum(r.feedback is not None for r in drafted) / max(1, len(drafted)),
+        "feedback/refined_count": len(refined_from),
+        **outcome_counts(rollouts),
+    }
+    if len(drafts):
+        metrics["reward"] = float(drafts.mean())
+        metrics["reward_std"] = float(drafts.std())
+        for label in sorted({r.example.task for r in drafted}):
+            own = [r.verdict.score for r in drafted if r.example.task == label and r.verdict.score is not None]
+            if own:
+                metrics[f"rewards/{label}/mean"] = float(np.mean(own))
+    if len(refined):
+        metrics["feedback/revised_reward"] = float(refined.mean())
+        parents = {(r.prompt_index, r.sample_index): r for r in drafted}
+        pairs = [(r, parents[r.prompt_index, r.sample_index]) for r in refined_from if r.verdict.score is not None]
+        before = [p.verdict.score for _, p in pairs if p.verdict.score is not None]
+        metrics["feedback/uplift"] = float(refined.mean() - np.mean(before))
+        same = [_same_reply(r, p) for r, p in pairs]
+        metrics["feedback/unchanged_fraction"] = float(np.mean(same))
+    return metrics
+
+
+def _same_reply(refined: Rollout, draft: Rollout) -> bool:
+    return refined.conversation.reply == draft.conversation.reply

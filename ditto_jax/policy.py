@@ -1,0 +1,74 @@
+"""A model folder → everything needed to sample from it: config, weights on the mesh, tokenizer, chat format.
+
+Packaged policies are found by name (`tiny-tom`), everything else is a folder in Hugging Face layout. No weights are changed here, and
+nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ditto_jax.chat import ChatFormat, make_chat_format
+from ditto_jax.errors import ConfigError, MissingInputError, ModelError
+from ditto_jax.sampler import Sampler, SamplerShapes
+from ditto_jax.tokenizer import Tokenizer, load_tokenizer
+from model.config import ModelConfig
+from model.errors import UnsupportedModel, WeightsError
+from model.hf_io import load_config, load_params
+from model.partition import parameter_shardings
+
+PACKAGED = Path(__file__).resolve().parent / "policies"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A loaded policy. `params` lie on the mesh; `folder` is where they came from."""
+
+    folder: Path
+    config: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+
+    def sampler(self, shapes: SamplerShapes, mesh: Mesh | None = None) -> Sampler:
+        """Returns a sampler for this policy's vocabulary and stop tokens."""
+        stop_ids = (*self.chat_format.stop_ids, *self.config.eos_token_ids)
+        return Sampler(self.config, shapes, stop_ids, self.tokenizer.decode, mesh)
+
+
+def find_policy(name: str) -> Path:
+    """Returns the folder of a policy: a path, or the name of a packaged one. Raises MissingInputError."""
+    if not name:
+        packaged = ", ".join(sorted(p.name for p in PACKAGED.glob("*") if p.is_dir())) or "none"
+        raise ConfigError(f"model_name_or_path is empty: give a model folder, or a packaged policy ({packaged})")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    packaged = PACKAGED / name
+    if Path(name).name == name and packaged.is_dir():
+        return packaged
+    raise MissingInputError(
+        f"model_name_or_path={name}: no such folder. Give a folder with config.json and safetensors (download it first, for "
+        "example with `hf download`), or the packaged policy tiny-tom"
+    )
+
+
+def load_policy(name: str, mesh: Mesh, *, param_dtype: str = "float32", compute_dtype: str = "float32") -> Policy:
+    """Returns the policy of a folder, its weights placed on `mesh`.
+
+    Raises MissingInputError (no folder), ModelError (unsupported, incomplete or damaged).
+    """
+    folder = find_policy(name)
+    try:
+        config = load_config(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
+        params = load_params(folder, config)
+    except (UnsupportedModel, WeightsError) as error:
+        raise ModelError(f"model_name_or_path={name}: {error}") from error
+    tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    return Policy(folder, config, placed, tokenizer, make_chat_format(tokenizer))

@@ -1,0 +1,64 @@
+"""Rollouts of a step → plain records for rollouts/step_<n>.jsonl.gz: what was asked, said, judged and learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ditto_jax.advantages import AdvantageResult
+from ditto_jax.prompts import Prompt
+from ditto_jax.types import Feedback, Rollout
+from ditto_jax.views import View
+
+
+def rollout_rows(
+    step: int, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], views: Sequence[View], result: AdvantageResult
+) -> list[dict[str, Any]]:
+    """Returns one record per rollout: prompt, reply, verdict, feedback, and the weight of each of its views."""
+    advantages: dict[int, dict[str, float]] = {}
+    for view, weight, valid in zip(views, result.weights, result.row_valid, strict=True):
+        if valid:
+            advantages.setdefault(view.rollout, {})[view.role.name.lower()] = float(weight)
+    return [_row(step, prompts, i, rollout, advantages.get(i, {})) for i, rollout in enumerate(rollouts)]
+
+
+def _row(
+    step: int, prompts: Sequence[Prompt], number: int, rollout: Rollout, advantage: dict[str, float]
+) -> dict[str, Any]:
+    verdict = rollout.verdict
+    return {
+        "step": step,
+        "prompt_id": prompts[rollout.prompt_index].id,
+        "prompt_index": rollout.prompt_index,
+        "sample": rollout.sample_index,
+        "task": rollout.example.task,
+        "role": rollout.role.value,
+        "prompt": [dataclasses.asdict(message) for message in rollout.conversation.messages[:-1]],
+        "reply": rollout.conversation.reply,
+        "gold": rollout.example.gold,
+        "outcome": verdict.outcome.value,
+        "score": verdict.score,
+        "dimensions": dict(verdict.dimensions),
+        "critique": verdict.critique,
+        "detail": verdict.detail,
+        "judge": verdict.judge,
+        "feedback": _feedback(rollout.feedback),
+        "used_feedback": rollout.used_feedback.text if rollout.used_feedback else None,
+        "advantage": advantage,
+        "truncated": rollout.truncated,
+        "tokens": {name: t.ids.tolist() for name, t in rollout.transcripts.items()},
+        "logprobs": {name: [float(x) for x in t.logprobs] for name, t in rollout.transcripts.items()},
+    }
+
+
+def _feedback(feedback: Feedback | None) -> dict[str, Any] | None:
+    if feedback is None:
+        return None
+    return {
+        "text": feedback.text,
+        "outcome": feedback.outcome.value,
+        "leak": feedback.leak,
+        "detail": feedback.detail,
+        "judge": feedback.judge,
+    }

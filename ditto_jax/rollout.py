@@ -1,0 +1,103 @@
+"""Draft rollouts, their verdicts and feedback, and the refined rollouts: prompts in, judged rollouts out.
+
+prompt → draft rollout → judge → feedback → refined rollout. A draft is judged as soon as its episode ends; a draft below the
+gate is asked about in words, and words that pass the leak filter give one refined rollout in the context (x, h).
+Failed calls stay typed outcomes: no number and no prompt is made of them. Pools and updates come later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ditto_jax.engine import Attempt, Engine, Played
+from ditto_jax.judge.base import Judge
+from ditto_jax.keys import SampleId
+from ditto_jax.prompts import Prompt
+from ditto_jax.types import Outcome, Rollout, RolloutRole
+from model.llama import Params
+from model.sampling import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Who samples with what: the engine, the weights of this step, and how tokens are drawn."""
+
+    engine: Engine
+    params: Params
+    settings: SamplingParams
+    seed: int
+    step: int
+
+
+async def draft_rollouts(
+    sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], samples: int, feedback_below: float | None
+) -> list[Rollout]:
+    """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
+
+    feedback_below: drafts that score below it are asked about in words; None asks for none. A draft whose score failed is
+    not asked about: there is nothing to say about an unjudged draft.
+    """
+    slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
+    attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
+
+    async def judged(index: int, played: Played) -> Rollout:
+        p, s = slots[index]
+        task, example = prompts[p].task, prompts[p].example
+        key = attempts[index].sample
+        verdict = await judge.score(task, example, played.conversation, key)
+        feedback = None
+        if feedback_below is not None and verdict.score is not None and verdict.score < feedback_below:
+            feedback = await judge.feedback(task, example, played.conversation, verdict, key)
+        return Rollout(example, RolloutRole.DRAFT, p, s, played.transcripts, played.conversation, verdict, feedback)
+
+    return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+async def refined_rollouts(
+    sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], drafts: Sequence[Rollout]
+) -> list[Rollout]:
+    """Returns one judged refined rollout for every draft with usable feedback, in draft order."""
+    parents = [draft for draft in drafts if draft.feedback is not None and draft.feedback.usable]
+    attempts = [
+        _attempt(sampling, prompts[d.prompt_index], d.prompt_index, d.sample_index, RolloutRole.REFINED, d.feedback.text)
+        for d in parents
+        if d.feedback is not None
+    ]
+
+    async def judged(index: int, played: Played) -> Rollout:
+        parent = parents[index]
+        task = prompts[parent.prompt_index].task
+        verdict = await judge.score(task, parent.example, played.conversation, attempts[index].sample)
+        return Rollout(
+            parent.example,
+            RolloutRole.REFINED,
+            parent.prompt_index,
+            parent.sample_index,
+            played.transcripts,
+            played.conversation,
+            verdict,
+            used_feedback=parent.feedback,
+        )
+
+    return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+def _attempt(
+    sampling: Sampling, prompt: Prompt, group: int, sample: int, role: RolloutRole, feedback: str | None = None
+) -> Attempt:
+    identity = SampleId(sampling.seed, sampling.step, prompt.id, sample, role.value)
+    return Attempt(prompt.task, prompt.example, group, identity, feedback)
+
+
+def outcome_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
+    """Returns how often each score and feedback outcome occurred, and how much feedback leaked."""
+    counts = {f"judge/score_{outcome.value}_count": 0 for outcome in Outcome}
+    counts |= {f"judge/feedback_{outcome.value}_count": 0 for outcome in Outcome}
+    counts["judge/feedback_leaked_count"] = 0
+    for rollout in rollouts:
+        counts[f"judge/score_{rollout.verdict.outcome.value}_count"] += 1
+        if rollout.feedback is not None:
+            counts[f"judge/feedback_{rollout.feedback.outcome.value}_count"] += 1
+            counts["judge/feedback_leaked_count"] += bool(rollout.feedback.leak)
+    return counts

@@ -1,0 +1,56 @@
+"""Scores → a mean with its interval: every reported number says how sure it is.
+
+Scores of one item (several samples) are averaged first, so that items, which are independent, are what is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over n items with the interval [low, high] at `confidence`, made by `method`."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    confidence: float
+    method: str
+
+
+def estimate_mean(scores: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 2000) -> Estimate | None:
+    """Returns the mean over items of each item's mean score, or None without items.
+
+    One 0/1 score per item: Wilson interval. Else a bias-corrected bootstrap over items (percentile where it is degenerate).
+    """
+    import scipy.stats
+
+    means = np.array([np.mean(item) for item in scores if len(item)], dtype=np.float64)
+    if not len(means):
+        return None
+    value = float(means.mean())
+    if set(np.unique(means)) <= {0.0, 1.0}:
+        ci = scipy.stats.binomtest(int(means.sum()), len(means)).proportion_ci(confidence, method="wilson")
+        return Estimate(value, float(ci.low), float(ci.high), len(means), confidence, "wilson")
+    if len(means) == 1:
+        return Estimate(value, float("-inf"), float("inf"), 1, confidence, "none")
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = scipy.stats.bootstrap(
+            (means,), np.mean, confidence_level=confidence, n_resamples=resamples, method="BCa", rng=rng
+        )
+        method = "bootstrap-bca"
+        if not np.isfinite([result.confidence_interval.low, result.confidence_interval.high]).all():
+            result = scipy.stats.bootstrap(
+                (means,), np.mean, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=rng
+            )
+            method = "bootstrap-percentile"
+    interval = result.confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), len(means), confidence, method)

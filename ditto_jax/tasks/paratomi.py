@@ -1,0 +1,87 @@
+"""The task `paratomi`: where people look for a moved object, answered by naming the place (ToMi, ParaToMi).
+
+In: generated stories, the public ToMi files, or released parquet rows. Out: prompts, and how an answer names a
+container: exactly one candidate, as whole words. Scoring, feedback and demonstrations are those of every belief task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ditto_jax.tasks.answers import answer_text, named_candidates
+from ditto_jax.tasks.belief import TOMI
+from ditto_jax.tasks.belief_task import BeliefTask
+from ditto_jax.tasks.paratomi_files import read_paratomi
+from ditto_jax.tasks.paratomi_generator import ParaToMiOptions, generate_paratomi
+from ditto_jax.tasks.tomi_candidates import story_candidates
+from ditto_jax.types import Example
+
+_TASK = (
+    "You watch a story from the outside and answer a question about it. People notice only what happens in the place "
+    "where they are. An object that was moved is no longer where it was before. Answer with the most exact place: if "
+    "the object is in A and A is in B, the answer is A."
+)
+_INSTRUCTION = "Give the place, and nothing else, as <answer>place</answer>."
+
+
+class ParaToMi(BeliefTask[ParaToMiOptions]):
+    """Reality, memory and belief questions of order 1 and 2 with open short answers; accuracy by question type."""
+
+    name = "paratomi"
+    version = "1"
+    options_type = ParaToMiOptions
+    rules = TOMI
+    answer_thing = "place"
+    rules_in_brief = (
+        "People notice only what happens in the place where they are. Who enters a place sees where everything in it "
+        "is. An object that was moved is no longer where it was before."
+    )
+
+    def generate(self, split: str, count: int, seed: int) -> list[Example]:
+        return generate_paratomi(self.options, split, count, seed)
+
+    def read_files(self, path: Path, split: str, limit: int | None) -> list[Example]:
+        return read_paratomi(path, split, limit)
+
+    def prompt(self, example: Example) -> str:
+        if self.options.prompt_style == "compact":
+            return f"{self.story_text(example)}\n{self.question_section(example)}"
+        story = " ".join(re.sub(r"^\d+\s+", "", line) for line in self.story_text(example).splitlines() if line.strip())
+        extra = str(example.payload.get("extra_info") or "")
+        sections = [
+            f"{_TASK} {_INSTRUCTION}",
+            f"## Story\n{story}",
+            *([f"## Further information\n{extra}"] if extra else []),
+            f"## Question\n{self.question_section(example)}",
+        ]
+        return "\n\n".join(sections)
+
+    def question_section(self, example: Example) -> str:
+        question = str(example.payload["question"])
+        candidates = example.payload.get("cands") or ()
+        if not self.options.list_candidates or not candidates:
+            return question
+        listed = ", ".join(candidates)
+        return f"{question}\n{listed}" if self.options.prompt_style == "compact" else f"{question}\nOne of: {listed}"
+
+    def answered_container(self, example: Example, reply: str) -> str | None:
+        """Returns the plain name of the one candidate that the answer tag names.
+
+        Without `cands` in the row, the candidates are all containers and places that the story names.
+        """
+        text = answer_text(reply)
+        if not text:
+            return None
+        candidates = example.payload.get("cands") or story_candidates(str(example.payload["story"]), example.gold)
+        named = named_candidates(text, [*candidates, example.gold])
+        return named.pop() if len(named) == 1 else None
+
+    def answer_for(self, example: Example, container: str) -> str:
+        return container
+
+    def breakdown(self, example: Example) -> Mapping[str, str]:
+        """Question type without the running number of the character asked first, and the order."""
+        kind = re.sub(r"_[01]_", "_", str(example.payload["question_type"])) or "unknown"
+        return {"order": str(example.payload["question_order"]), "type": kind}
