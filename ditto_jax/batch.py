@@ -1,8 +1,8 @@
-"""Views → fixed-shape arrays for the update: groups of rows that share a token prefix, split into micro-batches.
+"""Views → fixed-shape arrays for the update: groups of rows that share a token prefix, packed, in micro-batches.
 
-The rows of one prompt stay together; their common token prefix, found by comparing ids, is stored once. Shapes come from the configured buckets
-and from the number of views the objective can make, never from how many there happen to be, so nothing
-recompiles when judges fail or gates close. Missing rows and groups are padding with row_valid = False.
+The rows of one prompt stay together: their common token prefix, found by comparing ids, is stored once, and what follows it is packed side by
+side into lanes. Shapes are buckets from the configuration, so that failed judges and closed gates recompile
+nothing. Missing rows and groups are padding with row_valid = False.
 """
 
 from __future__ import annotations
@@ -35,13 +35,20 @@ class TrainBatch(NamedTuple):
 
 
 class BatchShapes(NamedTuple):
-    """Static shape of a batch: M, n, S and the ascending length buckets of prefix and suffix."""
+    """Static shape of a batch: M, n, S, and ascending buckets: prefix and suffix lengths, lanes a group."""
 
     micro_batches: int
     groups: int
     rows: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    lanes: tuple[int, ...]
+
+
+def lane_buckets(rows: int, configured: Sequence[int]) -> tuple[int, ...]:
+    """Returns the configured buckets, or quarters of `rows`; a lane for every row is always the last resort."""
+    chosen = configured or [-(-rows * quarter // 4) for quarter in (1, 2, 3)]
+    return (*sorted({lanes for lanes in chosen if lanes < rows}), rows)
 
 
 def by_prompt(views: Sequence[View]) -> dict[int, list[int]]:
@@ -63,37 +70,48 @@ def pack(
     count = shapes.micro_batches * shapes.groups
     if len(groups) > count or any(len(members) > shapes.rows for members in groups):
         raise ValueError(f"{len(groups)} groups of up to {max(map(len, groups))} rows do not fit {shapes}")
-    plans = [_plan([views[i] for i in members if live[i]]) for members in groups]
-    longest_prefix = max((prefix for prefix, _ in plans), default=1)
-    longest_suffix = max((suffix for _, suffix in plans), default=2)
-    prefix_width = bucket(max(1, longest_prefix), shapes.prefix, "train.prefix")
-    suffix_width = bucket(max(2, longest_suffix), shapes.suffix, "train.suffix")
-    flat = _empty(count, shapes.rows, prefix_width, suffix_width)
-    for g, (members, (shared, _)) in enumerate(zip(groups, plans, strict=True)):
-        rows = [i for i in members if live[i]]
+    kept = [[i for i in members if live[i]] for members in groups]
+    shared = [common_prefix_length([views[i].context for i in rows]) if rows else 0 for rows in kept]
+    sizes = [
+        [len(views[i].context) + len(views[i].response) - prefix for i in rows]
+        for rows, prefix in zip(kept, shared, strict=True)
+    ]
+    prefix_width = bucket(max(1, *shared), shapes.prefix, "train.prefix")
+    suffix_width = bucket(max(2, *(size for row in sizes for size in row)), shapes.suffix, "train.suffix")
+    places = [_first_fit(row, suffix_width) for row in sizes]
+    lanes = bucket(max(1, *(1 + lane for place in places for lane, _ in place)), shapes.lanes, "train.lanes")
+    flat = _empty(count, shapes.rows, prefix_width, suffix_width, lanes)
+    for g, rows in enumerate(kept):
         if rows:
-            flat.grouped.prefix_ids[g, :shared] = views[rows[0]].context[:shared]
-            flat.grouped.prefix_length[g] = shared
-        for s, index in enumerate(rows):
-            _fill(flat, g, s, views[index], shared, float(weights[index]))
+            flat.grouped.prefix_ids[g, : shared[g]] = views[rows[0]].context[: shared[g]]
+            flat.grouped.prefix_length[g] = shared[g]
+        for s, (index, place) in enumerate(zip(rows, places[g], strict=True)):
+            _fill(flat, g, s, views[index], shared[g], place, float(weights[index]))
     return _split(flat, shapes)
 
 
-def _plan(rows: Sequence[View]) -> tuple[int, int]:
-    """Returns (shared prefix length, longest suffix) of one group."""
-    if not rows:
-        return 0, 2
-    shared = common_prefix_length([view.context for view in rows])
-    return shared, max(len(view.context) + len(view.response) for view in rows) - shared
+def _first_fit(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """Returns (lane, offset) of each size, longest first into the first lane with room."""
+    used: list[int] = []
+    places = [(0, 0)] * len(sizes)
+    for row in sorted(range(len(sizes)), key=lambda r: -sizes[r]):
+        lane = next((i for i, full in enumerate(used) if full + sizes[row] <= width), len(used))
+        if lane == len(used):
+            used.append(0)
+        places[row] = (lane, used[lane])
+        used[lane] += sizes[row]
+    return places
 
 
-def _empty(count: int, rows: int, prefix: int, suffix: int) -> TrainBatch:
-    per_row, per_token = (count, rows), (count, rows, suffix)
+def _empty(count: int, rows: int, prefix: int, suffix: int, lanes: int) -> TrainBatch:
+    per_row, per_token, per_lane = (count, rows), (count, rows, suffix), (count, lanes, suffix)
     grouped = GroupedIds(
         prefix_ids=np.zeros((count, prefix), np.int32),
         prefix_length=np.zeros(count, np.int32),
-        suffix_ids=np.zeros(per_token, np.int32),
-        suffix_length=np.ones(per_row, np.int32),
+        lane_ids=np.zeros(per_lane, np.int32),
+        lane_positions=np.zeros(per_lane, np.int32),
+        lane_segments=np.zeros(per_lane, np.int32),
+        row_tokens=np.zeros(per_token, np.int32),
     )
     return TrainBatch(
         grouped=grouped,
@@ -107,12 +125,18 @@ def _empty(count: int, rows: int, prefix: int, suffix: int) -> TrainBatch:
     )
 
 
-def _fill(flat: TrainBatch, g: int, s: int, view: View, shared: int, weight: float) -> None:
-    tail = view.context[shared:]
-    start, end = len(tail), len(tail) + len(view.response)
-    flat.grouped.suffix_ids[g, s, :start] = tail
-    flat.grouped.suffix_ids[g, s, start:end] = view.response
-    flat.grouped.suffix_length[g, s] = end
+def _fill(
+    flat: TrainBatch, g: int, s: int, view: View, shared: int, place: tuple[int, int], weight: float
+) -> None:
+    grouped = flat.grouped
+    suffix = np.concatenate([view.context[shared:], view.response])
+    start, end = len(view.context) - shared, len(suffix)
+    lane, offset = place
+    here = slice(offset, offset + end)
+    grouped.lane_ids[g, lane, here] = suffix
+    grouped.lane_positions[g, lane, here] = shared + np.arange(end)
+    grouped.lane_segments[g, lane, here] = s + 1
+    grouped.row_tokens[g, s, :end] = lane * grouped.lane_ids.shape[2] + offset + np.arange(end)
     flat.loss_mask[g, s, start:end] = view.loss_mask
     flat.behaviour[g, s, start:end] = view.behaviour
     flat.weights[g, s] = weight

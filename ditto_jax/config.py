@@ -95,13 +95,18 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The update: how often, in what pieces, and the length buckets of its rows (ascending)."""
+    """The update: how often, in what pieces, and the length buckets of its rows (ascending).
+
+    lanes: how many lanes of `suffix` tokens the rows of one prompt are packed into, as buckets; empty: a quarter, half, three
+    quarters and all of the number of rows.
+    """
 
     max_steps: int = 120
     updates_per_step: int = 1
     micro_batches: int = 1
     prefix: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     suffix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    lanes: tuple[int, ...] = ()
     remat: bool = False
     logprob_chunk: int = 4096
 

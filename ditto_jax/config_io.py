@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,9 +113,15 @@ _ABSENT = object()
 
 
 def _defaults_of(cls: type) -> dict[str, Any]:
-    required = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    return {} if required else to_plain(cls())
+    """Defaults field by field: all defaults together may be a config that is refused (sft without stages)."""
+    hints = typing.get_type_hints(cls)
+    plain = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
+            continue
+        plain[field.name] = pydantic.TypeAdapter(hints[field.name]).dump_python(value, mode="json")
+    return plain

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ditto_jax.advantages import AdvantageResult, RowTable, assign
-from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, pack
+from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, lane_buckets, pack
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError, DittoError, Preempted
@@ -148,8 +148,14 @@ def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
     groups = -(-per_update // config.train.micro_batches)
     refined_views = len(make_objective(config.objective).views) - 1
     rows = config.rollout.num_generations * (1 + refined_views)
+    train = config.train
     return BatchShapes(
-        config.train.micro_batches, -(-groups // split) * split, rows, config.train.prefix, config.train.suffix
+        micro_batches=train.micro_batches,
+        groups=-(-groups // split) * split,
+        rows=rows,
+        prefix=train.prefix,
+        suffix=train.suffix,
+        lanes=lane_buckets(rows, train.lanes),
     )
 
 

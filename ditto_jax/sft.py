@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, pack
+from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, lane_buckets, pack
 from ditto_jax.chat import ChatFormat
 from ditto_jax.config import TaskConfig
 from ditto_jax.errors import ConfigError
@@ -70,6 +70,15 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LengthBuckets:
+    """Ascending buckets in tokens: story (prefix), lane (suffix), and how many lanes the questions of a story fill."""
+
+    prefix: tuple[int, ...] = (128,)
+    suffix: tuple[int, ...] = (128,)
+    lanes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class _Row:
     chat: tuple[Message, ...]
     reply: str
@@ -81,15 +90,16 @@ class StageData:
     def __init__(self, stage: StageConfig, seed: int):
         self._stage = stage
         self._seed = seed
-        self._tasks = [(get_task(t.name, t.options), t.weight) for t in stage.tasks]
+        self._tasks = [(get_task(t.name, t.options), t.source.split) for t in stage.tasks]
+        self._weights = [t.weight for t in stage.tasks]
 
     def stories(self, step: int) -> list[list[_Row]]:
         """Returns the rows of each story of one step."""
         rng = random.Random(derive(self._seed, self._stage.name, step))
         stories = []
         for _ in range(self._stage.stories_per_step):
-            task = rng.choices([t for t, _ in self._tasks], [w for _, w in self._tasks])[0]
-            source = Source(limit=self._stage.questions_per_story, seed=rng.getrandbits(48))
+            task, split = rng.choices(self._tasks, self._weights)[0]
+            source = Source(split=split, limit=self._stage.questions_per_story, seed=rng.getrandbits(48))
             examples = task.load(source)
             stories.append([self._row(task, example, rng.choice(examples), rng) for example in examples])
         return stories
@@ -191,16 +201,21 @@ def train_stage(
     tokenizer: Tokenizer,
     mesh: Mesh,
     seed: int,
-    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    shapes: LengthBuckets,
     report: Callable[[int, float, float], None],
 ) -> Any:
-    """Returns the parameters after one stage. `shapes`: length buckets (prefix, suffix); report(step, nll, seconds)."""
+    """Returns the parameters after one stage; calls report(step, nll, seconds) after every step."""
     optimizer = make_optimizer(stage.optimizer, stage.steps)
     state = make_state(params, optimizer, mesh)
     update = _sft_update(optimizer, config, stage.story_loss, mesh)
     data = StageData(stage, seed)
     batch_shapes = BatchShapes(
-        stage.micro_batches, stage.stories_per_step // stage.micro_batches, stage.questions_per_story, *shapes
+        micro_batches=stage.micro_batches,
+        groups=stage.stories_per_step // stage.micro_batches,
+        rows=stage.questions_per_story,
+        prefix=shapes.prefix,
+        suffix=shapes.suffix,
+        lanes=lane_buckets(stage.questions_per_story, shapes.lanes),
     )
     end_id = chat_format.stop_ids[0]
     started = time.monotonic()

@@ -85,7 +85,8 @@ def _merge(a: _Partial, b: _Partial) -> _Partial:
     return _Partial(a.out * wa[..., None] + b.out * wb[..., None], peak, a.total * wa + b.total * wb)
 
 
-def causal_mask(valid: jax.Array) -> jax.Array:
-    """Returns bool[B, T, T]: position t sees s iff s <= t and valid[b, s]."""
-    length = valid.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]
+def segment_mask(segments: jax.Array) -> jax.Array:
+    """Returns bool[B, T, T]: position t sees s iff s <= t and both lie in the same segment; segment 0 is padding."""
+    length = segments.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))[None]
+    return causal & (segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] > 0)

@@ -82,7 +82,8 @@ def prefill(
     padding = tail - batch.tail_length
     offset = jnp.arange(tail) - padding[:, None]
     positions = own_start[:, None] + jnp.maximum(offset, 0)
-    hidden, keys = forward(params, config, batch.tail_ids, positions, offset >= 0, prefix, keep_keys=True)
+    segments = (offset >= 0).astype(jnp.int32)
+    hidden, keys = forward(params, config, batch.tail_ids, positions, segments, prefix, keep_keys=True)
     width = tail + max_new_tokens
     grow = ((0, 0), (0, 0), (0, width - tail), (0, 0), (0, 0))
     cache = Cache(

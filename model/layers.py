@@ -28,20 +28,29 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Bias-free linear map [..., in] → [..., features]."""
+    """Bias-free linear map [..., in] → [..., features].
+
+    Initial weights have variance gain² / in, so that narrow policies trained from scratch start with activations of order one.
+    """
 
     config: ModelConfig
     features: int
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param(
             "kernel",
-            nn.initializers.normal(0.02),
+            nn.initializers.normal(self.gain * x.shape[-1] ** -0.5),
             (x.shape[-1], self.features),
             jnp.dtype(self.config.param_dtype),
         )
         return x @ kernel.astype(x.dtype)
+
+
+def residual_gain(config: ModelConfig) -> float:
+    """Returns the initial gain of projections that write to the residual stream: its variance grows to order one."""
+    return (2 * config.num_layers) ** -0.5
 
 
 class SwiGLU(nn.Module):
@@ -54,7 +63,8 @@ class SwiGLU(nn.Module):
         width = self.config.intermediate_size
         gate = Projection(self.config, width, name="gate")(x)
         up = Projection(self.config, width, name="up")(x)
-        return Projection(self.config, x.shape[-1], name="down")(nn.silu(gate) * up)
+        gain = residual_gain(self.config)
+        return Projection(self.config, x.shape[-1], gain, name="down")(nn.silu(gate) * up)
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:

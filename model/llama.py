@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from model.attention import KeyValues, attend, causal_mask
+from model.attention import KeyValues, attend, segment_mask
 from model.config import ModelConfig
-from model.layers import Projection, RMSNorm, SwiGLU, rotary_tables, rotate
+from model.layers import Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
 
 Params = Any
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
             )
             own = KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
         out = attend(q, own, own_mask, prefix, prefix_valid).reshape(batch, length, -1)
-        return Projection(c, x.shape[-1], name="o")(out), KeyValues(k, v), cache
+        return Projection(c, x.shape[-1], residual_gain(c), name="o")(out), KeyValues(k, v), cache
 
 
 class Block(nn.Module):
@@ -95,7 +95,7 @@ class Llama(nn.Module):
             c.hidden_size,
             param_dtype=jnp.dtype(c.param_dtype),
             dtype=jnp.dtype(c.compute_dtype),
-            embedding_init=nn.initializers.normal(0.02),
+            embedding_init=nn.initializers.normal(c.hidden_size**-0.5),
             name="embed",
         )
         x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))
@@ -119,7 +119,10 @@ class Llama(nn.Module):
         if not c.tie_embeddings:
             # Created here so that `init` makes it; `logits` reads it from the tree.
             self.param(
-                "head_kernel", nn.initializers.normal(0.02), (c.hidden_size, c.vocab_size), jnp.dtype(c.param_dtype)
+                "head_kernel",
+                nn.initializers.normal(c.hidden_size**-0.5),
+                (c.hidden_size, c.vocab_size),
+                jnp.dtype(c.param_dtype),
             )
         return RMSNorm(c, name="final_norm")(x), new_keys, keys
 
@@ -146,7 +149,7 @@ def forward(
     config: ModelConfig,
     ids: jax.Array,
     positions: jax.Array,
-    valid: jax.Array,
+    segments: jax.Array,
     prefix: Prefix | None = None,
     *,
     keep_keys: bool = False,
@@ -154,11 +157,11 @@ def forward(
 ) -> tuple[jax.Array, KeyValues | None]:
     """Returns final hidden states [B, T, E], and this call's keys [L, B, T, K, D] if `keep_keys`.
 
-    ids, positions: int32[B, T]; valid: bool[B, T], False on padding (anywhere). Attention is causal in array order,
-    over valid own tokens and over the whole valid prefix. Differentiable in params and prefix.
+    ids, positions, segments: int32[B, T]. Attention is causal in array order, over own tokens of the same segment and over the
+    whole valid prefix; segment 0 is padding, anywhere. Differentiable in params and prefix.
     """
     module = Llama(config, keep_keys=keep_keys, remat=remat)
-    hidden, keys, _ = module.apply(_module_params(params, config), ids, positions, causal_mask(valid), prefix, None)
+    hidden, keys, _ = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
     return hidden, keys
 
 
@@ -181,7 +184,7 @@ def decode(
 def make_prefix(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: bool = False) -> Prefix:
     """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    _, keys = forward(params, config, ids, positions, valid, keep_keys=True, remat=remat)
+    _, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
     return Prefix(keys.k, keys.v, valid)
 
 
@@ -200,5 +203,5 @@ def apply(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array 
     if valid is None:
         valid = jnp.ones(ids.shape, bool)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)
-    hidden, _ = forward(params, config, ids, positions, valid)
+    hidden, _ = forward(params, config, ids, positions, valid.astype(jnp.int32))
     return logits(params, config, hidden)

@@ -17,16 +17,20 @@ from model.llama import Params, Prefix, forward, logits
 
 
 class GroupedIds(NamedTuple):
-    """N groups of S rows: row (n, s) is the sequence prefix[n] + suffix[n, s].
+    """N groups of rows, packed: row = prefix[n] + suffix, several suffixes side by side in one of C lanes of W tokens.
 
-    prefix_ids int32[N, P] and suffix_ids int32[N, S, T] are right-padded; prefix_length int32[N], suffix_length int32[N, S]
-    count real tokens. A suffix starts with at least one context token, whose own log-prob is not needed.
+    prefix_ids int32[N, P] right-padded, prefix_length int32[N]. lane_ids, lane_positions, lane_segments int32[N, C, W]: each suffix is a
+    segment (numbered from 1; 0 is padding) whose positions continue its prefix. row_tokens int32[N, S, T]: where in
+    its group's C * W lane tokens token t of row s lies. A suffix starts with at least one context token, whose own
+    log-prob is not needed.
     """
 
     prefix_ids: jax.Array
     prefix_length: jax.Array
-    suffix_ids: jax.Array
-    suffix_length: jax.Array
+    lane_ids: jax.Array
+    lane_positions: jax.Array
+    lane_segments: jax.Array
+    row_tokens: jax.Array
 
 
 def token_logprobs(
@@ -81,9 +85,9 @@ def grouped_logprobs(
     remat: bool = False,
     chunk: int = 4096,
 ) -> jax.Array:
-    """Returns float32[N, S, T]: log p(suffix token t | prefix, suffix tokens before t); 0 at t = 0.
+    """Returns float32[N, S, T]: log p(suffix token t | prefix, suffix tokens before t).
 
-    Padding positions hold finite garbage: mask them. Differentiable in params.
+    The first token of a suffix and padding hold finite garbage: mask them. Differentiable in params.
     """
     _, prefix = _prefix_of(params, config, grouped, remat)
     return _suffix_logprobs(params, config, grouped, prefix, temperature, remat, chunk)
@@ -102,19 +106,20 @@ def _prefix_of(params, config, grouped: GroupedIds, remat: bool) -> tuple[jax.Ar
     ids = grouped.prefix_ids
     valid = jnp.arange(ids.shape[1]) < grouped.prefix_length[:, None]
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden, keys = forward(params, config, ids, positions, valid, keep_keys=True, remat=remat)
+    hidden, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
     return hidden, Prefix(keys.k, keys.v, valid)
 
 
 def _suffix_logprobs(params, config, grouped: GroupedIds, prefix: Prefix, temperature, remat, chunk) -> jax.Array:
-    groups, rows, length = grouped.suffix_ids.shape
-    ids = grouped.suffix_ids.reshape(groups * rows, length)
-    start = jnp.repeat(grouped.prefix_length, rows)
-    positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)
-    valid = jnp.arange(length) < grouped.suffix_length.reshape(-1, 1)
-    hidden, _ = forward(params, config, ids, positions, valid, prefix, remat=remat)
-    lp = _shifted(params, config, hidden, ids, temperature, chunk)
-    return lp.reshape(groups, rows, length)
+    groups, lanes, width = grouped.lane_ids.shape
+    ids, positions, segments = (
+        array.reshape(groups * lanes, width)
+        for array in (grouped.lane_ids, grouped.lane_positions, grouped.lane_segments)
+    )
+    hidden, _ = forward(params, config, ids, positions, segments, prefix, remat=remat)
+    lp = _shifted(params, config, hidden, ids, temperature, chunk).reshape(groups, lanes * width)
+    rows = grouped.row_tokens.reshape(groups, -1)
+    return jnp.take_along_axis(lp, rows, axis=1).reshape(grouped.row_tokens.shape)
 
 
 def sequence_logprobs(
@@ -122,5 +127,5 @@ def sequence_logprobs(
 ) -> jax.Array:
     """Returns float32[B, T]: log p(ids[t] | ids[:t]) of right-padded sequences; 0 at t = 0."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden, _ = forward(params, config, ids, positions, valid)
+    hidden, _ = forward(params, config, ids, positions, valid.astype(jnp.int32))
     return _shifted(params, config, hidden, ids, 1.0, chunk)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ditto_jax.judge.base import SampleId, Judge
+from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import JudgeConfig
 
-__all__ = ["SampleId", "Judge", "JudgeConfig", "make_judge"]
+__all__ = ["Judge", "JudgeConfig", "make_judge"]
 
 
 def make_judge(config: JudgeConfig) -> Judge:

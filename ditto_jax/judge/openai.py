@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
-from ditto_jax.judge.base import SampleId
+from ditto_jax.keys import SampleId
 from ditto_jax.judge.client import CallResult, ChatClient
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.judge.base import SampleId
+from ditto_jax.keys import SampleId
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, screened_feedback

@@ -6,13 +6,11 @@ its feedback here, so that no text passes around the filter. Writes no words of 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from typing import Any
 
 from ditto_jax.feedback import content_free_feedback
-from ditto_jax.judge.base import SampleId
+from ditto_jax.keys import SampleId, derive
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Example, Feedback, Outcome
 
@@ -21,8 +19,7 @@ CONTENT_FREE = "content_free"
 
 def call_rng(key: SampleId, purpose: str) -> random.Random:
     """Returns a generator whose stream depends on `key` and `purpose` alone, the same in every process."""
-    identity = json.dumps([key.seed, key.step, key.prompt_id, key.sample_index, str(key.role), purpose])
-    return random.Random(int.from_bytes(hashlib.sha256(identity.encode()).digest()))
+    return random.Random(derive(key.seed, key.step, key.prompt_id, key.sample_index, str(key.role), purpose))
 
 
 def screened_feedback(task: Task[Any], example: Example, text: str, judge: str) -> Feedback:

@@ -154,7 +154,8 @@ class BeliefTask(Task[OptionsT]):
     def demonstration(self, example: Example, careful: bool = True) -> str | None:
         """Returns the worked steps and the answer tag.
 
-        None if the story is outside the grammar or contradicts its own label. careful=False answers belief questions with where the object really is, as if everyone had seen the last move.
+        None if the story is outside the grammar or contradicts its own label. careful=False answers belief questions
+        with where the object really is, as if everyone had seen the last move.
         """
         trace = self.trace(example)
         if trace is None or trace.answer is None or plain_name(trace.answer) != plain_name(example.gold):

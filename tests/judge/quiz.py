@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ditto_jax.errors import MissingInputError
-from ditto_jax.judge.base import SampleId
+from ditto_jax.keys import SampleId
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.fence import fence
 from ditto_jax.judge.openai import OpenAIJudge

@@ -1,0 +1,55 @@
+# Every target makes the virtual environment that it needs. `make quickstart` and `make test` are the two to know.
+#
+#   PYTHON=python3.13 make test     another interpreter (3.11 or newer)
+#   SOUL_DATA_DIR=FOLDER make test  also run what needs the public benchmark files
+#
+# PyTorch (only `make parity`) comes with its CUDA libraries by default on Linux; pip's own settings
+# (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) choose a smaller CPU build.
+
+PYTHON ?= python3
+VENV := .venv
+PARITY_VENV := .venv-parity
+WHEEL_VENV := build/wheel-check/venv
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTEST_FLAGS ?=
+
+.PHONY: quickstart test lint wheel wheel-check parity clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+$(PARITY_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python $(PIP_INSTALL) -e '.[dev,parity]'
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/ditto-jax train --config configs/quickstart.yaml
+
+test: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(VENV)/bin/python -m build --wheel --outdir dist .
+
+# Imports must come from the installed wheel: the check runs in another folder, without the checkout on the path.
+wheel-check: wheel
+	rm -rf build/wheel-check && mkdir -p build/wheel-check
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python $(PIP_INSTALL) dist/*.whl
+	outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && here=$$PWD && cd "$$outside" \
+	  && env -u PYTHONPATH "$$here/$(WHEEL_VENV)/bin/python" "$$here/tests/installed_wheel.py" "$$here"
+
+parity: $(PARITY_VENV)/.installed
+	JAX_PLATFORMS=cpu $(PARITY_VENV)/bin/python -m pytest tests/parity $(PYTEST_FLAGS)
+
+clean:
+	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""The verbs that run a config: train, eval, sft and report.
+
+In: the words after the verb and the whole command (for the run's records). Out: an exit code. jax is imported only
+after the allocator is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from launch import environment
+from launch.flags import parse
+
+
+def train(args: list[str], command: list[str]) -> int:
+    """Trains; prints where the run and its report are."""
+    environment.prepare_allocator()
+    from ditto_jax.config import RunConfig
+
+    parsed = parse(RunConfig, args, "train", "Train a policy with verbal feedback. The same command continues a run.")
+    if parsed.explanation is not None:
+        print(parsed.explanation)
+        return 0
+    environment.use_compile_cache()
+    from ditto_jax.loop import train
+
+    _tell_where(train(parsed.config, command))
+    return 0
+
+
+def evaluate(args: list[str], command: list[str]) -> int:
+    """Evaluates a policy without feedback; GateFailed (exit 4) if --fail_under does not hold."""
+    environment.prepare_allocator()
+    from ditto_jax.config import RunConfig
+
+    gate = Annotated[
+        float | None, tyro.conf.arg(help="exit with 4 if the mean accuracy over the tasks is below this fraction")
+    ]
+    parsed = parse(
+        RunConfig, args, "eval", "Measure a policy on the tasks of `evaluation.tasks`.", [("fail_under", gate, None)]
+    )
+    if parsed.explanation is not None:
+        print(parsed.explanation)
+        return 0
+    environment.use_compile_cache()
+    from ditto_jax.evaluation_run import run_evaluation
+
+    _tell_where(run_evaluation(parsed.config, command, parsed.options["fail_under"]))
+    return 0
+
+
+def sft(args: list[str], command: list[str]) -> int:
+    """Trains a policy from scratch on worked replies; prints its folder."""
+    environment.prepare_allocator()
+    from ditto_jax.sft_run import SFTConfig, run_sft
+
+    parsed = parse(SFTConfig, args, "sft", "Train a small policy from scratch on worked replies of the generators.")
+    if parsed.explanation is not None:
+        print(parsed.explanation)
+        return 0
+    environment.use_compile_cache()
+    print(f"policy: {run_sft(parsed.config, command)}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReportFlags:
+    """Write one self-contained HTML page about one or more runs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run directories, for example runs/quickstart"""
+    output: Path | None = None
+    """file to write (default: report/index.html in the first run directory)"""
+
+
+def report(args: list[str], command: list[str]) -> int:
+    """Writes the report of finished or unfinished runs; prints its path."""
+    from ditto_jax.errors import ConfigError
+    from ditto_jax.report import write_report
+
+    flags = tyro.cli(_ReportFlags, args=args, prog="ditto-jax report", use_underscores=True)
+    if not flags.runs:
+        raise ConfigError("report: name at least one run directory, for example runs/quickstart")
+    print(f"report: {write_report(list(flags.runs), flags.output)}")
+    return 0
+
+
+def _tell_where(run: Path) -> None:
+    print(f"run directory: {run}")
+    page = run / "report" / "index.html"
+    if page.is_file():
+        print(f"report: {page}")

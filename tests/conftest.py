@@ -1,0 +1,47 @@
+"""What every test finds: eight simulated CPU devices, a compile cache, deterministic examples, the public data.
+
+The settings go into the environment before jax is imported, so that processes started by tests have them too. A second
+run of the suite reads most compiled programs from `.pytest_cache`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+_CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / f"jax-{version('jaxlib')}"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A slow machine is no failure, and the same examples are tried everywhere.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def soul_data_dir() -> Path:
+    """The folder of public benchmark files; tests that need it are skipped where SOUL_DATA_DIR is not set."""
+    folder = os.environ.get("SOUL_DATA_DIR", "")
+    if not folder:
+        pytest.skip("SOUL_DATA_DIR is not set: the public benchmark files are not shipped")
+    if not Path(folder).is_dir():
+        pytest.fail(f"SOUL_DATA_DIR={folder}: no such folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def stories260k(soul_data_dir) -> Path:
+    """The folder of the published 260-thousand-parameter story model."""
+    folder = soul_data_dir / "stories260k"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"{folder} is not there: the published story model is not shipped")
+    return folder
