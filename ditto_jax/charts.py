@@ -79,9 +79,19 @@ class Points:
 
 
 def line_chart(
-    name: str, title: str, y_label: str, lines: Sequence[Line], points: Sequence[Points] = (), note: str = ""
+    name: str,
+    title: str,
+    y_label: str,
+    lines: Sequence[Line],
+    points: Sequence[Points] = (),
+    note: str = "",
+    is_reward: bool = True,
 ) -> Chart | None:
-    """Returns curves over steps, or None if there is nothing to draw. name: unique in the page."""
+    """Returns curves over steps, or None if there is nothing to draw.
+
+    name: unique in the page. is_reward: values in [0, 1] are shown against the whole of that range, so that no rise
+    looks larger than it is.
+    """
     lines = [line for line in lines if not line.is_empty]
     if not lines:
         return None
@@ -93,7 +103,7 @@ def line_chart(
         _draw_points(axes, group, marker)
     shown = [v for line in lines for v in line.values if v is not None]
     shown += [m.value for group in points for m in group.measured]
-    _limits(axes, shown)
+    _limits(axes, shown, is_reward)
     step_axis(axes)
     axes.set_ylabel(y_label)
     keys = [Key(line.name, line.ink, line.mark) for line in lines]
@@ -126,10 +136,9 @@ def _draw_points(axes: Axes, points: Points, marker: str) -> None:
     )
 
 
-def _limits(axes: Axes, values: Sequence[float]) -> None:
-    """Scores in [0, 1] get the whole range, so that no rise looks larger than it is; others get zero and some air."""
+def _limits(axes: Axes, values: Sequence[float], is_reward: bool) -> None:
     low, high = min(values), max(values)
-    if low >= 0.0 and high <= 1.0:
+    if is_reward and low >= 0.0 and high <= 1.0:
         axes.set_ylim(0.0, 1.04)
         return
     low, high = min(low, 0.0), max(high, 0.0)
@@ -180,7 +189,7 @@ def evaluation_chart(name: str, pair: Pair) -> Chart | None:
     groups = [*pair.groups("order"), pair.whole]
     if all(m is None for g in groups for m in (g.before, g.after)):
         return None
-    figure, axes = drawing(240)
+    figure, axes = drawing(230)
     for place, group in enumerate(groups):
         _draw_measured(axes, place - 0.13, group.before, "muted", hollow=True)
         _draw_measured(axes, place + 0.13, group.after, "series-0", hollow=False)
@@ -252,7 +261,12 @@ def time_chart(name: str, curves: Curves) -> Chart | None:
         )
         keys.append(Key(f"{phase} {_share(curves, phase)}", name_of_ink, "\u25a0"))
         base = top
-    note = _joined(["Stacked from the bottom in the order of the legend.", _cut_off(axes, steps, base)])
+    note = _joined(
+        [
+            "Stacked from the bottom in the order of the legend, which gives shares of the whole run.",
+            _cut_off(axes, steps, base),
+        ]
+    )
     axes.set_xlim(edges[0], edges[-1])
     step_axis(axes)
     axes.set_ylabel("seconds")

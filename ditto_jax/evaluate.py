@@ -7,6 +7,7 @@ whether the policy reads. Failed verdicts are left out and counted, never scored
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import dataclasses
 import json
@@ -44,6 +45,12 @@ class Judges:
     judge: Judge
     content_free: Judge | None = None
 
+    async def aclose(self) -> None:
+        """Closes the connections of both."""
+        await self.judge.aclose()
+        if self.content_free is not None:
+            await self.content_free.aclose()
+
 
 async def evaluate_task(
     loaded: LoadedTask, engine: Engine, params: Params, config: EvalConfig, judges: Judges, seed: int, step: int
@@ -54,10 +61,9 @@ async def evaluate_task(
     """
     prompts = [Prompt(f"{loaded.label}/{e.id}", loaded.task, e) for e in loaded.examples]
     sampling = Sampling(engine, params, SamplingParams(temperature=config.temperature), seed, 0)
-    gate = float("inf") if config.with_feedback else None
     drafts = await draft_rollouts(sampling, judges.judge, prompts, config.num_samples, None)
     record = _record(loaded, drafts, config, judges.judge, step)
-    if gate is not None and judges.content_free is not None:
+    if config.with_feedback and judges.content_free is not None:
         wrong = [r for r in drafts if r.verdict.score is not None and r.verdict.score < 1.0]
         for name, judge in (("feedback", judges.judge), ("content_free_feedback", judges.content_free)):
             record["fixed_by_" + name] = await _fixed(sampling, judge, prompts, wrong, config)
@@ -68,12 +74,13 @@ async def _fixed(
     sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], wrong: Sequence[Rollout], config: EvalConfig
 ) -> dict[str, Any]:
     """Mean score of one refined attempt on wrong drafts that got usable words, and how many got none."""
-    asked = []
-    for draft in wrong:
+    async def ask(draft: Rollout) -> Rollout:
         prompt = prompts[draft.prompt_index]
-        key = _key(sampling, prompt, draft)
+        key = SampleId(sampling.seed, sampling.step, prompt.id, draft.sample_index, draft.role.value)
         words = await judge.feedback(prompt.task, draft.example, draft.conversation, draft.verdict, key)
-        asked.append(dataclasses.replace(draft, feedback=words))
+        return dataclasses.replace(draft, feedback=words)
+
+    asked = await asyncio.gather(*(ask(draft) for draft in wrong))
     refined = await refined_rollouts(sampling, judge, prompts, asked)
     scores = [[r.verdict.score] for r in refined if r.verdict.score is not None]
     estimate = estimate_mean(scores, config.confidence, config.bootstrap)
@@ -83,10 +90,6 @@ async def _fixed(
         "n": len(scores),
         "without_usable_feedback": len(wrong) - len(refined),
     }
-
-
-def _key(sampling: Sampling, prompt: Prompt, draft: Rollout) -> SampleId:
-    return SampleId(sampling.seed, sampling.step, prompt.id, draft.sample_index, draft.role.value)
 
 
 def _interval(estimate: Estimate | None) -> dict[str, Any] | None:

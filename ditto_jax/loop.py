@@ -231,7 +231,7 @@ def train(config: RunConfig, command: list[str]) -> Path:
                 run.set_status(state, trainer.done_steps, error.exit_code, str(error))
             raise
         finally:
-            runner.run(parts.judge.aclose())
+            runner.run(parts.judges.aclose())
             checkpoints.close()
         run.set_status("finished", trainer.done_steps, 0)
         report = write_report([run.path])

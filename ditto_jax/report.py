@@ -3,11 +3,12 @@
 … → sharded update → checkpoint, evaluation, **report**
 
 In: finished or unfinished runs, any part of which may be missing. Out: a page without scripts, fonts or pictures from
-elsewhere, the same bytes for the same runs. All text of policies, judges and users is shown as text. Measures nothing itself.
+elsewhere, the same bytes for the same runs. All text of policies, judges and users is shown as text. Measures nothing.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from ditto_jax import charts, report_findings
@@ -85,7 +85,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """
     if not runs:
         raise MissingInputError("report: name at least one run directory, for example runs/quickstart")
-    readings = [read_run(Path(path)) for path in runs]
+    readings = _with_distinct_names([read_run(Path(path)) for path in runs])
     default = RunDirectory(Path(runs[0])).report
     path = output or (default if len(runs) == 1 else default.with_name("comparison.html"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,12 @@ def read_run(path: Path) -> RunReading:
         pairs=pair_evaluations(evaluations, report_findings.configured_labels(config)),
         rollouts=read_rollouts(run),
     )
+
+
+def _with_distinct_names(readings: Sequence[RunReading]) -> list[RunReading]:
+    """Runs that share a name are called by their folders, which differ."""
+    counts = collections.Counter(reading.name for reading in readings)
+    return [dataclasses.replace(r, name=str(r.run.path)) if counts[r.name] > 1 else r for r in readings]
 
 
 def _text(path: Path) -> str:
@@ -214,13 +220,16 @@ def _gap_charts(reading: RunReading, name: str) -> list[Chart | None]:
         Line("refined − its own draft (uplift)", drawn, "uplift", "muted", "dashed"),
     ]
     context = [Line("context gap", drawn, "context", "series-3")]
-    has_refined = any(reward_gap(row) is not None for row in reading.rows)
-    about = "How much likelier a refined reply is under the prompt with feedback than without; falling means internalised."
+    about = (
+        "How much likelier refined replies are under the prompt with feedback than under the plain prompt. It falls as "
+        "the policy comes to say unprompted what it says with feedback."
+    )
+    gap = charts.line_chart(f"{name}-gap", "Teacher–student gap", "reward difference", rewards)
+    if gap is None:
+        return []
     return [
-        charts.line_chart(f"{name}-gap", "Teacher–student gap", "reward difference", rewards),
-        charts.line_chart(f"{name}-context", "Context gap", "nats per token", context, note=about)
-        if has_refined
-        else None,
+        gap,
+        charts.line_chart(f"{name}-context", "Context gap", "nats per token", context, note=about, is_reward=False),
     ]
 
 
@@ -233,6 +242,7 @@ def _cost_charts(reading: RunReading, name: str) -> list[Chart | None]:
             "Sampling speed",
             "tokens per second",
             [Line("sampled tokens per second", speed, "tokens", "series-5")],
+            is_reward=False,
         ),
     ]
 
@@ -262,7 +272,9 @@ def _breakdown(pair: Pair) -> dict[str, Any]:
     rows = []
     for breakdown in pair.breakdowns():
         for group in pair.groups(breakdown):
-            cells = ["not measured" if m is None else show_measured(m, pair.in_unit) for m in (group.before, group.after)]
+            cells = [
+                "not measured" if m is None else show_measured(m, pair.in_unit) for m in (group.before, group.after)
+            ]
             rows.append((breakdown, group.name, *cells))
     return {"label": pair.label, "rows": rows}
 
@@ -270,9 +282,7 @@ def _breakdown(pair: Pair) -> dict[str, Any]:
 def _control(control: Any) -> dict[str, Any]:
     both = (control.feedback, control.content_free)
     unit = all(m is None or m.in_unit for m in both)
-    cells = [
-        "not measured" if m is None else (show_value(m.value, unit), show_interval(m, unit), m.n) for m in both
-    ]
+    cells = ["not measured" if m is None else (show_value(m.value, unit), show_interval(m, unit), m.n) for m in both]
     return {"control": control, "cells": cells}
 
 
@@ -283,6 +293,7 @@ def _example(example: Any) -> dict[str, Any]:
         "example": example,
         "draft": draft,
         "refined": refined,
+        "prompt_length": sum(len(str(m.get("content", ""))) for m in draft.get("prompt") or []),
         "messages": [(str(m.get("role", "")), *_cut(str(m.get("content", "")))) for m in draft.get("prompt") or []],
         "draft_reply": _cut(str(draft.get("reply", ""))),
         "refined_reply": _cut(str(refined.get("reply", ""))),

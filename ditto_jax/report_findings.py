@@ -58,7 +58,7 @@ def _gap(rows: Sequence[Row]) -> Headline:
 
 
 def _reads(pairs: Sequence[Pair]) -> Headline:
-    name = "Wrong drafts fixed: real words, empty words"
+    name = "Wrong drafts fixed: judge’s words vs content-free words"
     controls = [control for pair in pairs for control in reading_controls(pair)]
     if not controls:
         return Headline(name, "not measured", "Set evaluation.with_feedback to see whether the policy reads feedback.")
@@ -66,7 +66,7 @@ def _reads(pairs: Sequence[Pair]) -> Headline:
     unit = all(m is None or m.in_unit for m in (control.feedback, control.content_free))
     shown = ["–" if m is None else show_value(m.value, unit) for m in (control.feedback, control.content_free)]
     where = f"{control.label}, step {control.step}"
-    return Headline(name, ", ".join(shown), f"{where}: {control.finding}")
+    return Headline(name, " vs ".join(shown), f"{where}: {control.finding}")
 
 
 def controls(pairs: Sequence[Pair]) -> list[Control]:
@@ -85,7 +85,8 @@ class OutcomeLine:
 
     @property
     def share(self) -> str:
-        return f"{100 * self.count / self.total:.2f}\u00a0%" if self.total else "–"
+        percent = f" ({100 * self.count / self.total:.2f}\u00a0%)" if self.total else ""
+        return f"{self.count:,} of {self.total:,}{percent}"
 
 
 _WHY = {
@@ -121,13 +122,13 @@ def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[
         for outcome, count in sorted(counts.items(), key=lambda item: item[0] != "ok"):
             if count:
                 effect = usual if outcome == "ok" else otherwise
-                lines.append(OutcomeLine(f"{area} {_WHY.get(outcome, outcome)}", count, sum(counts.values()), effect))
+                lines.append(OutcomeLine(f"{area}: {_WHY.get(outcome, outcome)}", count, sum(counts.values()), effect))
     if words:
-        lines.append(OutcomeLine("Feedback that leaked", leaked, sum(words.values()), _LEAKED))
+        lines.append(OutcomeLine("Feedback: leaked", leaked, sum(words.values()), _LEAKED))
     rule = (config.get("objective") or {}).get("truncated", "drop")
     for role, total in sorted(reading.total.items()):
         cut = reading.truncated[role]
-        lines.append(OutcomeLine(f"Truncated {role} rollouts", cut, total, _TRUNCATED.get(rule, str(rule))))
+        lines.append(OutcomeLine(f"Rollouts truncated: {role}", cut, total, _TRUNCATED.get(rule, str(rule))))
     return lines
 
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 SERIES = tuple(f"series-{i}" for i in range(8))
 INKS = ("ink", "muted", "grid", "paper", *SERIES)
-_WIDTH = 440  # units of the drawing; on a phone one unit is a little less than one CSS pixel
+_WIDTH = 400  # units of the drawing; on a phone one unit is a little less than one CSS pixel
 
 # Stand-ins are matched in the finished text, so they must be colours that nothing else is drawn in.
 _STAND_INS = {name: f"#0{index:x}fe0{index:x}" for index, name in enumerate(INKS, start=1)}
@@ -31,11 +31,10 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # names of runs and tasks may hold dollar signs
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib; the page puts its own font in its place
-    "font.size": 12,
-    "axes.titlesize": 12,
-    "axes.labelsize": 12,
-    "xtick.labelsize": 11.5,
-    "ytick.labelsize": 11.5,
+    "font.size": 12.5,
+    "axes.labelsize": 12.5,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -43,7 +42,6 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": _STAND_INS["muted"],
     "axes.labelcolor": _STAND_INS["ink"],
-    "axes.titlecolor": _STAND_INS["ink"],
     "text.color": _STAND_INS["ink"],
     "xtick.color": _STAND_INS["muted"],
     "ytick.color": _STAND_INS["muted"],
@@ -62,8 +60,8 @@ def ink(name: str) -> str:
     return _STAND_INS[name]
 
 
-def drawing(height: int = 260) -> tuple[Figure, Axes]:
-    """Returns an empty figure, 440 by `height` units, with one pair of axes in the style of the report."""
+def drawing(height: int = 240) -> tuple[Figure, Axes]:
+    """Returns an empty figure, 400 by `height` units, with one pair of axes in the style of the report."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -77,7 +75,7 @@ def drawing(height: int = 260) -> tuple[Figure, Axes]:
 def step_axis(axes: Axes, label: str = "step") -> None:
     """Labels the x axis with whole steps."""
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
 def to_svg(figure: Figure, name: str, alternative: str) -> str:

@@ -35,7 +35,9 @@ VERBS = {
     "sample": Verb("print what a policy writes after a prompt", "launch.sample:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
-    "doctor": Verb("say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"),
+    "doctor": Verb(
+        "say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"
+    ),
 }
 
 _EXAMPLES = """\
@@ -80,8 +82,8 @@ Train a language model to simulate people from verbal feedback (DITTO).
 verbs:
 {verbs}
 
-`ditto-jax VERB --help` lists a verb's settings. Settings come from the defaults, then from each --config in order, then from
-flags; --print_config shows each value and where it came from.
+`ditto-jax VERB --help` lists a verb's settings. Settings come from the defaults, then from each --config in order, then
+from flags; --print_config shows each value and where it came from.
 
 examples:
 {_EXAMPLES}

@@ -1,8 +1,8 @@
 """Command-line words → a config: YAML layers first, then one flag for every field.
 
 In: the arguments after a verb. Out: the config, where each value came from, and the verb's own options. Flags accept
-underscores and hyphens. Lists of records (tasks, stages) are one flag that takes YAML; which values are possible is decided in the config
-classes themselves.
+underscores and hyphens. Lists of records (tasks, stages) are one flag that takes YAML; which values are possible is
+decided in the config classes themselves.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def _flags_class(cls: type, loaded: Any, options: Sequence[tuple[str, Any, Any]]
     fields = [
         (
             "config",
-            Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(help=help_of["config"], metavar="FILE")],
+            Annotated[
+                tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(help=help_of["config"], metavar="FILE")
+            ],
             dataclasses.field(default=()),
         ),
         (
@@ -176,4 +178,3 @@ def _unknown(unknown: Sequence[str], flags: Any) -> str:
 def _names(flags: Any) -> list[str]:
     own = [field.name for field in dataclasses.fields(flags) if field.name != "settings"]
     return own + list(flatten(to_plain(flags.settings)))
-

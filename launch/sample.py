@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import tyro
 
 from launch import environment
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """What to sample. With chat left open, policies whose tokenizer knows turns are spoken to in turns."""
+    """What to sample. Without chat and no_chat, policies whose tokenizer knows turns are spoken to in turns."""
 
     model_name_or_path: str = ""  # folder in Hugging Face layout, or the name of a packaged policy
     prompt: str = ""
@@ -36,8 +37,11 @@ class SampleConfig:
     max_new_tokens: int = 128
     num_samples: int = 1
     seed: int = 0
-    stop: tuple[str, ...] = ()  # end before this text; repeatable
-    chat: bool | None = None  # --chat, --no_chat
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # end before this text
+    chat: tyro.conf.FlagCreatePairsOff[bool] = False  # insist on turns
+    no_chat: tyro.conf.FlagCreatePairsOff[bool] = (
+        False  # continue the prompt as plain text, whatever the tokenizer knows
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     fsdp: int = 1  # devices to spread the weights over
     tensor: int = 1  # devices to split each layer over
@@ -50,6 +54,8 @@ class SampleConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.prompt and self.prompt_file is not None:
             raise ConfigError("prompt and prompt_file: give one of them")
+        if self.chat and self.no_chat:
+            raise ConfigError("chat and no_chat: give one of them, or neither")
         if "" in self.stop:
             raise ConfigError("stop='': an empty text would end every reply at once; leave it out")
 
@@ -95,7 +101,7 @@ def _load(config: SampleConfig) -> Policy:
         raise ConfigError(
             f"{'chat' if config.chat else 'system'}: the tokenizer of {policy.folder} knows no turns; leave it out"
         )
-    if config.chat is False and not plain:
+    if config.no_chat and not plain:
         if config.system is not None:
             raise ConfigError("system: there is no system message without turns; leave out --no_chat")
         policy = dataclasses.replace(policy, chat_format=PlainChat(policy.tokenizer))
@@ -118,13 +124,17 @@ def _draw(policy: Policy, config: SampleConfig) -> tuple[list[int], list[Sampled
     prompt = _prompt(config)
     ids = policy.chat_format.open([*system, Message("user", prompt)])
     requests = [
-        SampleRequest(np.asarray(ids, np.int32), 0, SampleId(config.seed, 0, prompt, i, "sample").key(), budget)
-        for i, budget in enumerate([config.max_new_tokens] * config.num_samples)
+        SampleRequest(
+            ids=np.asarray(ids, np.int32),
+            group=0,
+            key=SampleId(config.seed, 0, prompt, number, "sample").key(),
+            max_new_tokens=config.max_new_tokens,
+        )
+        for number in range(config.num_samples)
     ]
     # All but the prompt's last token is the prefix that the samples share.
-    shapes = SamplerShapes(
-        prefix=(1 << (len(ids) - 1).bit_length(),), tail=(1,), max_new_tokens=config.max_new_tokens, max_rows=64, chunk=32
-    )
+    prefix = 1 << max(0, len(ids) - 2).bit_length()
+    shapes = SamplerShapes((prefix,), (1,), max_new_tokens=config.max_new_tokens, max_rows=64, chunk=32)
     sampler = policy.sampler(shapes)
     results: dict[int, Sampled] = {}
     for finished in sampler.generate(policy.params, requests, sampling, config.stop):

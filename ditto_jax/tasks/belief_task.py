@@ -161,7 +161,9 @@ class BeliefTask(Task[OptionsT]):
         if trace is None or trace.answer is None or plain_name(trace.answer) != plain_name(example.gold):
             return None
         steps, container = worked_steps(trace, careful)
-        return f"{steps} <answer>{self.answer_for(example, container)}</answer>"
+        answer = self.answer_for(example, container)
+        looked_up = "" if answer == container else f" {container} {answer}"
+        return f"{steps}{looked_up} <answer>{answer}</answer>"
 
     def feedback_request(self, example: Example, conversation: Conversation, verdict: Verdict) -> JudgeRequest:
         """Returns the question for one sentence about the draft's mistake; the gold answer is marked as private."""

@@ -66,7 +66,12 @@ class HiToM(BeliefTask[HiToMOptions]):
         return "\n\n".join(sections)
 
     def question_section(self, example: Example) -> str:
-        return f"{example.payload['question']}\n{example.payload['choices']}"
+        choices = str(example.payload["choices"])
+        if self.options.prompt_style == "compact":
+            # Text before letter, as in the worked replies: a small policy copies what followed a word before.
+            choices = ", ".join(f"{text} {letter}" for letter, text in _options_of(choices).items()) or choices
+            return f"{example.payload['question']} {choices}"
+        return f"{example.payload['question']}\n{choices}"
 
     def answered_container(self, example: Example, reply: str) -> str | None:
         letter = answer_letter(reply)
