@@ -71,7 +71,10 @@ def pack(
     if len(groups) > count or any(len(members) > shapes.rows for members in groups):
         raise ValueError(f"{len(groups)} groups of up to {max(map(len, groups))} rows do not fit {shapes}")
     kept = [[i for i in members if live[i]] for members in groups]
-    shared = [common_prefix_length([views[i].context for i in rows]) if rows else 0 for rows in kept]
+    # What exceeds the largest prefix bucket is repeated in the lanes, as in the sampler.
+    shared = [
+        min(common_prefix_length([views[i].context for i in rows]), shapes.prefix[-1]) if rows else 0 for rows in kept
+    ]
     sizes = [
         [len(views[i].context) + len(views[i].response) - prefix for i in rows]
         for rows, prefix in zip(kept, shared, strict=True)

@@ -163,7 +163,7 @@ def _points_in_words(points: Points) -> str:
 
 def _smoothing_note(lines: Sequence[Line]) -> str:
     binned = max(line.curves.per_point for line in lines)
-    notes = [f"Each point is the mean of {binned} steps."] if binned > 1 else []
+    notes = [f"Each point is the mean of up to {binned} steps."] if binned > 1 else []
     if any(len(line.values) >= _SMOOTHED_FROM for line in lines):
         notes.append("Thin: the steps themselves; thick: running mean.")
     return " ".join(notes)
@@ -221,9 +221,10 @@ def _draw_measured(axes: Axes, place: float, m: Measured | None, ink_name: str, 
         return
     colour = ink(ink_name)
     if m.low is not None and m.high is not None:
-        axes.vlines(place, m.low, m.high, color=colour, linewidth=2.2)
+        axes.vlines(place, m.low, m.high, color=colour, linewidth=2.2, clip_on=False)
     face = ink("paper") if hollow else colour
-    axes.plot([place], [m.value], "o", markersize=8, markerfacecolor=face, markeredgecolor=colour, markeredgewidth=2)
+    style = {"markersize": 8, "markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 2}
+    axes.plot([place], [m.value], "o", clip_on=False, zorder=3, **style)
 
 
 def _group_in_words(group: Group, in_unit: bool) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 import orbax.checkpoint as ocp
 
 from ditto_jax.errors import RunDirectoryError
@@ -50,21 +51,34 @@ class Checkpoints:
 
         A damaged newest checkpoint is an error that names it and says how to go on from the one before.
         """
+        restored = self._restore(jax.tree.map(_abstract, like))
+        return restored["state"], restored["meta"]
+
+    def restore_params(self, like: Any, optimizer: optax.GradientTransformation) -> tuple[Any, int]:
+        """Returns (parameters of the newest checkpoint, placed like `like`, its step); reads nothing of the optimizer."""
+        params = jax.tree.map(_abstract, like)
+        unread = jax.tree.map(lambda _: ocp.PLACEHOLDER, jax.eval_shape(optimizer.init, params))
+        restored = self._restore(TrainState(params, unread, ocp.PLACEHOLDER))
+        return restored["state"].params, int(restored["meta"]["step"])
+
+    def _restore(self, like: Any) -> Any:
         step = self._manager.latest_step()
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
             )
         except (OSError, ValueError, KeyError) as error:
             raise RunDirectoryError(
                 f"the checkpoint {self._folder / str(step)} is damaged ({_reason(error)}). Move that folder away and run the "
                 "same command: the run continues from the checkpoint before it"
             ) from error
-        return restored["state"], restored["meta"]
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _reason(error: Exception) -> str:

@@ -37,8 +37,9 @@ def measured(entry: Mapping[str, Any] | None) -> Measured | None:
         return None
     interval = entry.get("interval") or {}
     low, high = interval.get("low"), interval.get("high")
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    bounds = (float(low), float(high)) if known else (None, None)
+    bounds = (None, None)
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        bounds = (float(low), float(high))
     return Measured(float(entry["value"]), *bounds, int(entry.get("n") or 0), interval.get("confidence"))
 
 

@@ -55,6 +55,8 @@ class TaskConfig:
     def __post_init__(self):
         if self.weight <= 0:
             raise ConfigError(f"tasks.{self.name}.weight={self.weight}: must be positive; leave the task out instead")
+        if "/" in self.label or self.label.startswith("."):
+            raise ConfigError(f"tasks.{self.name}.label={self.label!r}: give a plain folder name, for example {self.name}-2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +174,11 @@ class RunConfig:
             raise ConfigError(f"rollout.max_completion_length={self.rollout.max_completion_length}: must be positive")
         if self.save_steps < 1 or self.save_total_limit < 1:
             raise ConfigError(f"save_steps={self.save_steps}, save_total_limit={self.save_total_limit}: at least 1 each")
-        labels = [task.label or task.name for task in self.evaluation.tasks]
-        if len(set(labels)) != len(labels):
-            raise ConfigError(f"evaluation.tasks: labels {labels} must differ; set `label` on tasks that repeat a name")
+        for where, tasks in (("tasks", self.tasks), ("evaluation.tasks", self.evaluation.tasks)):
+            labels = [task.label or task.name for task in tasks]
+            if len(set(labels)) != len(labels):
+                raise ConfigError(f"{where}: labels {labels} must differ; set `label` on tasks that repeat a name")
+        if self.overwrite and self.resume == "must":
+            raise ConfigError("overwrite with resume=must: one deletes the run that the other continues; drop one of them")
         if "/" in self.run_name or self.run_name in ("", ".", ".."):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")

@@ -18,8 +18,9 @@ from ditto_jax.config import EvalConfig
 from ditto_jax.engine import Engine
 from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
+from ditto_jax.prompt_lengths import room_of
 from ditto_jax.prompts import LoadedTask, Prompt
-from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts
+from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts, words_about
 from ditto_jax.run_dir import RunDirectory, write_atomically
 from ditto_jax.statistics import Estimate, estimate_mean
 from ditto_jax.types import Rollout
@@ -59,8 +60,8 @@ async def evaluate_task(
 
     Keys derive from (seed, item, sample) and not from `step`, so that before and after differ in the weights alone.
     """
-    prompts = [Prompt(f"{loaded.label}/{e.id}", loaded.task, e) for e in loaded.examples]
-    sampling = Sampling(engine, params, SamplingParams(temperature=config.temperature), seed, 0)
+    prompts = loaded.prompts
+    sampling = Sampling(engine, params, SamplingParams(temperature=config.temperature), seed, 0, room_of(engine))
     drafts = await draft_rollouts(sampling, judges.judge, prompts, config.num_samples, None)
     record = _record(loaded, drafts, config, judges.judge, step)
     if config.with_feedback and judges.content_free is not None:
@@ -74,10 +75,11 @@ async def _fixed(
     sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], wrong: Sequence[Rollout], config: EvalConfig
 ) -> dict[str, Any]:
     """Mean score of one refined attempt on wrong drafts that got usable words, and how many got none."""
+
     async def ask(draft: Rollout) -> Rollout:
         prompt = prompts[draft.prompt_index]
         key = SampleId(sampling.seed, sampling.step, prompt.id, draft.sample_index, draft.role.value)
-        words = await judge.feedback(prompt.task, draft.example, draft.conversation, draft.verdict, key)
+        words = await words_about(sampling, judge, prompt, draft.conversation, draft.verdict, key)
         return dataclasses.replace(draft, feedback=words)
 
     asked = await asyncio.gather(*(ask(draft) for draft in wrong))
@@ -169,7 +171,7 @@ def write_evaluation(run: RunDirectory, evaluation: TaskEvaluation, step: int) -
     """Writes eval/<label>/step_<n>.json and samples_<n>.jsonl."""
     folder = run.evaluations / evaluation.label
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in evaluation.samples)
+    text = "".join(json.dumps(row) + "\n" for row in evaluation.samples)
     write_atomically(folder / f"samples_{step:06d}.jsonl", text)
     write_atomically(folder / f"step_{step:06d}.json", json.dumps(evaluation.record, indent=1) + "\n")
 

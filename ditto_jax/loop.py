@@ -13,6 +13,7 @@ import contextlib
 import random
 import signal
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from ditto_jax.advantages import AdvantageResult, RowTable, assign
 from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, lane_buckets, pack
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
-from ditto_jax.errors import ConfigError, DittoError, Preempted
-from ditto_jax.evaluate import evaluate_task, read_evaluations, write_evaluation
+from ditto_jax.errors import DittoError, Preempted
+from ditto_jax.evaluate import read_evaluations
+from ditto_jax.evaluation_run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
 from ditto_jax.keys import derive
 from ditto_jax.loss import finish_metrics
@@ -32,12 +34,13 @@ from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
 from ditto_jax.objective import make_objective
 from ditto_jax.profile import profiled
 from ditto_jax.progress import TrainProgress
+from ditto_jax.prompt_lengths import room_of
 from ditto_jax.prompts import PromptStream
 from ditto_jax.records import rollout_rows
 from ditto_jax.report import write_report
 from ditto_jax.rollout import Sampling, draft_rollouts, refined_rollouts
-from ditto_jax.run_dir import RunDirectory, open_run
-from ditto_jax.setup import Parts, assemble, load_tasks
+from ditto_jax.run_dir import RunDirectory, check_run, open_run
+from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
 from ditto_jax.state import TrainState, make_optimizer, make_state
 from ditto_jax.train_step import UpdateConfig, finish_gap, make_score, make_update
 from ditto_jax.types import Rollout
@@ -49,14 +52,14 @@ from model.sampling import SamplingParams
 class Trainer:
     """A run in progress: parts, state, and the position in the prompt stream."""
 
-    def __init__(self, config: RunConfig, parts: Parts):
+    def __init__(self, config: RunConfig, parts: Parts, stream: PromptStream):
         self.config = config
         self.parts = parts
         self.objective = make_objective(config.objective)
-        self.stream = PromptStream(load_tasks(config.tasks)[0], config.seed)
+        self.stream = stream
         self.position = 0
         self.done_steps = 0
-        self._ledger: dict[str, float] = {}  # what the judge had counted before this process continued the run
+        self.ledger: dict[str, float] = {}  # the judge's counts and costs, summed over the steps of the run
         train = config.train
         self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
         self.state = make_state(parts.policy.params, self.optimizer, parts.mesh)
@@ -77,7 +80,9 @@ class Trainer:
         config, judge, number = self.config, self.parts.judge, self.done_steps + 1
         prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
         settings = SamplingParams(temperature=config.rollout.temperature)
-        sampling = Sampling(self.parts.engine, self.state.params, settings, config.seed, number)
+        room = room_of(self.parts.engine, config.train)
+        sampling = Sampling(self.parts.engine, self.state.params, settings, config.seed, number, room)
+        counted = judge.counters()
         with watch.phase("draft"):
             gate = config.rollout.feedback_below if self.objective.refine else None
             drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate)
@@ -93,13 +98,16 @@ class Trainer:
             update_metrics = self._apply(batches, watch)
         self.position += len(prompts)
         self.done_steps = number
+        # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
+        for name, value in judge.counters().items():
+            self.ledger[name] = self.ledger.get(name, 0) + value - counted.get(name, 0)
         metrics = {
             "step": number,
             "sampled_tokens": sampled_tokens(rollouts),
             **rollout_metrics(rollouts),
             **advantages.metrics,
             **update_metrics,
-            **{f"judge/{name}": value for name, value in self.ledger().items()},
+            **{f"judge/{name}": value for name, value in self.ledger.items()},
         }
         return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
 
@@ -131,15 +139,11 @@ class Trainer:
 
     def meta(self) -> dict[str, Any]:
         """Host state that a checkpoint carries beside the arrays."""
-        return {"step": self.done_steps, "position": self.position, "judge": self.ledger()}
-
-    def ledger(self) -> dict[str, float]:
-        """Returns the judge's cumulative counts and costs since the start of the run."""
-        return {name: value + self._ledger.get(name, 0) for name, value in self.parts.judge.counters().items()}
+        return {"step": self.done_steps, "position": self.position, "judge": self.ledger}
 
     def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
         self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
-        self._ledger = dict(meta["judge"])
+        self.ledger = dict(meta["judge"])
 
 
 def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
@@ -176,17 +180,6 @@ def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int)
     require_healthy([r.feedback for r in rollouts if r.feedback is not None], limit, step, least=4)
 
 
-async def run_evaluation(trainer: Trainer, run: RunDirectory, progress: TrainProgress) -> None:
-    """Evaluates all tasks on the present weights and writes eval/."""
-    config, parts = trainer.config, trainer.parts
-    for loaded in parts.evaluation:
-        progress.note(f"evaluating {loaded.label} ({len(loaded.examples)} items) at step {trainer.done_steps}")
-        result = await evaluate_task(
-            loaded, parts.engine, trainer.state.params, config.evaluation, parts.judges, config.seed, trainer.done_steps
-        )
-        write_evaluation(run, result, trainer.done_steps)
-
-
 @contextlib.contextmanager
 def _sigterm_as_flag():
     """Yields a function that tells whether SIGTERM has arrived; the state is saved at the next step boundary."""
@@ -202,37 +195,46 @@ def _sigterm_as_flag():
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextlib.contextmanager
+def _status_on_failure(run: RunDirectory, trainer: Trainer):
+    """Around the steps of a run: whatever ends them is told in STATUS.json and raised on."""
+    try:
+        yield
+    except BaseException as error:
+        state = "preempted" if isinstance(error, Preempted) else "failed"
+        code = error.exit_code if isinstance(error, DittoError) else None
+        with contextlib.suppress(DittoError):
+            run.set_status(state, trainer.done_steps, code, str(error) or type(error).__name__)
+        raise
+
+
 def train(config: RunConfig, command: list[str]) -> Path:
     """Trains a run to its end, or continues it; returns the run directory.
 
-    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact.
+    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact. Nothing is written before
+    everything that the run needs is there.
     """
-    if not config.tasks:
-        raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
-    parts = assemble(config)
     folder = Path(config.output_dir) / config.run_name
-    run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
-    checkpoints = Checkpoints(run.checkpoints, config.save_total_limit)
-    trainer = Trainer(config, parts)
+    check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
+    stream, absent = training_stream(config)
+    parts = assemble(config)
+    require_training_room(config, parts, stream)
+    trainer = Trainer(config, parts, stream)
     with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
-        for label in parts.skipped:
-            progress.note(f"evaluation of {label} skipped: its data is absent (set SOUL_DATA_DIR)")
+        for label in (*absent, *parts.skipped):
+            progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
         try:
             runner.run(parts.judge.check())
-            if earlier and checkpoints.latest_step() is not None:
-                trainer.restore(*checkpoints.restore(trainer.state))
-                progress.note(f"continuing {folder} after step {trainer.done_steps}")
-            run.cut_after(trainer.done_steps)
-            run.set_status("running", trainer.done_steps)
-            _run_steps(trainer, run, checkpoints, progress, preempted, runner)
-        except DittoError as error:
-            state = "preempted" if isinstance(error, Preempted) else "failed"
-            with contextlib.suppress(DittoError):
-                run.set_status(state, trainer.done_steps, error.exit_code, str(error))
-            raise
+            run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
+            with _status_on_failure(run, trainer), closing(Checkpoints(run.checkpoints, config.save_total_limit)) as saved:
+                if earlier and saved.latest_step() is not None:
+                    trainer.restore(*saved.restore(trainer.state))
+                    progress.note(f"continuing {folder} after step {trainer.done_steps}")
+                run.cut_after(trainer.done_steps)
+                run.set_status("running", trainer.done_steps)
+                _run_steps(trainer, run, saved, progress, preempted, runner)
         finally:
             runner.run(parts.judges.aclose())
-            checkpoints.close()
         run.set_status("finished", trainer.done_steps, 0)
         report = write_report([run.path])
         progress.summary(read_evaluations(run))
@@ -240,11 +242,11 @@ def train(config: RunConfig, command: list[str]) -> Path:
     return run.path
 
 
-def _run_steps(trainer: Trainer, run: RunDirectory, checkpoints: Checkpoints, progress, preempted, runner) -> None:
+def _run_steps(
+    trainer: Trainer, run: RunDirectory, saved: Checkpoints, progress: TrainProgress, preempted, runner: asyncio.Runner
+) -> None:
     config, last = trainer.config, trainer.config.train.max_steps
-    done = {record["step"] for record in read_evaluations(run)}
-    if config.evaluation.tasks and trainer.done_steps == 0 and 0 not in done:
-        runner.run(run_evaluation(trainer, run, progress))
+    _evaluate_if_due(trainer, run, progress, runner)
     while trainer.done_steps < last:
         watch = Stopwatch()
         with profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps):
@@ -259,13 +261,22 @@ def _run_steps(trainer: Trainer, run: RunDirectory, checkpoints: Checkpoints, pr
         metrics |= {**split, "tokens_per_s": tokens / sampling_s if sampling_s else 0.0}
         run.append_metrics(metrics)
         progress.step(metrics, number, last)
-        if number % config.save_steps == 0 or number == last or preempted():
-            checkpoints.save(number, trainer.state, trainer.meta())
-        if preempted() and number < last:
+        stop = preempted() and number < last  # asked once: the signal may arrive between saving and raising
+        if number % config.save_steps == 0 or number == last or stop:
+            saved.save(number, trainer.state, trainer.meta())
+        if stop:
             raise Preempted(f"SIGTERM: saved after step {number} of {last}; the same command continues")
-        every = config.evaluation.every
-        if config.evaluation.tasks and (number == last or (every and number % every == 0)):
-            runner.run(run_evaluation(trainer, run, progress))
+        _evaluate_if_due(trainer, run, progress, runner)
+
+
+def _evaluate_if_due(trainer: Trainer, run: RunDirectory, progress: TrainProgress, runner: asyncio.Runner) -> None:
+    """Evaluates the present weights on every task that has no record of this step yet: a run may be killed at any time."""
+    config, parts, step = trainer.config, trainer.parts, trainer.done_steps
+    every = config.evaluation.every
+    if step in (0, config.train.max_steps) or (every and step % every == 0):
+        done = {record["label"] for record in read_evaluations(run) if record["step"] == step}
+        tasks = [task for task in parts.evaluation if task.label not in done]
+        runner.run(evaluate_tasks(tasks, parts, trainer.state.params, config, run, step, progress))
 
 
 __all__ = ["Trainer", "train"]

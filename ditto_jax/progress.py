@@ -24,6 +24,7 @@ from ditto_jax.comparison import (
     Pair,
     intervals_overlap,
     pair_evaluations,
+    reading_controls,
 )
 from ditto_jax.readings import number, reward_gap, time_split
 from ditto_jax.visible_text import one_line, visible
@@ -184,9 +185,7 @@ def summary_table(
 def _print_pairs(pairs: Sequence[Pair], console: Console) -> None:
     if not pairs:
         return
-    unit = (
-        "percent of the highest score" if all(pair.in_unit for pair in pairs) else "mean scores; percent within 0 to 1"
-    )
+    unit = "percent" if all(pair.in_unit for pair in pairs) else "mean scores; percent within 0 to 1"
     title = f"Evaluation without feedback ({unit}, with intervals)"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=SIMPLE_HEAD)
     for name in ("evaluation", "order"):
@@ -214,9 +213,19 @@ def _print_pairs(pairs: Sequence[Pair], console: Console) -> None:
         console.print(
             Text(f"within the intervals, so not shown by this run alone: {', '.join(doubtful)}"), soft_wrap=True
         )
+    _print_controls(pairs, console)
     official = [one_line(pair.label) for pair in pairs if pair.is_official]
     if official:
         console.print(Text(f"reported, not trained for: {', '.join(official)}"), soft_wrap=True)
+
+
+def _print_controls(pairs: Sequence[Pair], console: Console) -> None:
+    for control in (control for pair in pairs for control in reading_controls(pair)):
+        sides = (("by feedback", control.feedback), ("by content-free words", control.content_free))
+        shown = [f"{m.value:.3f} {name} (n={m.n})" for name, m in sides if m is not None]
+        if shown:
+            text = f"wrong drafts fixed, {one_line(control.label)}, step {control.step}: {', '.join(shown)}"
+            console.print(Text(text), soft_wrap=True)
 
 
 def _cell(m: Measured | None, in_unit: bool) -> Text:

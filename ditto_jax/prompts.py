@@ -10,7 +10,7 @@ import dataclasses
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ditto_jax.config import TaskConfig
@@ -29,6 +29,14 @@ class LoadedTask:
     weight: float
     task: Task
     examples: Sequence[Example]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """One prompt for every example, in order."""
+        return [self.prompt(example) for example in self.examples]
+
+    def prompt(self, example: Example) -> Prompt:
+        return Prompt(f"{self.label}/{example.id}", self.task, example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,34 +87,49 @@ class PromptStream:
         self._seed = seed
         total = sum(task.weight for task in tasks)
         self._shares = [task.weight / total for task in tasks]
+        self._drawn: list[tuple[int, int]] = []  # position → task, and how many prompts of it came before
+        self._counts = [0] * len(self._tasks)
+        self._orders: dict[int, tuple[int, list[int]]] = {}  # task → its present epoch and the order of its examples
 
     def at(self, position: int, count: int) -> list[Prompt]:
         """Returns prompts number `position` ... `position + count - 1`."""
         return [self._one(index) for index in range(position, position + count)]
 
+    def once_each(self, count: int) -> Iterator[Prompt]:
+        """Yields every prompt that occurs in the first `count` positions, each once."""
+        seen: set[str] = set()
+        total = sum(len(task.examples) for task in self._tasks)
+        for index in range(count):
+            prompt = self._one(index)
+            if prompt.id not in seen:
+                seen.add(prompt.id)
+                yield prompt
+            if len(seen) == total:
+                return
+
     def _one(self, index: int) -> Prompt:
         which, drawn_before = self._which(index)
         loaded = self._tasks[which]
         epoch, offset = divmod(drawn_before, len(loaded.examples))
-        order = list(range(len(loaded.examples)))
-        random.Random(derive(self._seed, "epoch", loaded.label, epoch)).shuffle(order)
-        example = loaded.examples[order[offset]]
-        return Prompt(f"{loaded.label}/{example.id}", loaded.task, example)
+        example = loaded.examples[self._order(which, epoch)[offset]]
+        return loaded.prompt(example)
+
+    def _order(self, which: int, epoch: int) -> list[int]:
+        known, order = self._orders.get(which, (-1, []))
+        if known != epoch:
+            loaded = self._tasks[which]
+            order = list(range(len(loaded.examples)))
+            random.Random(derive(self._seed, "epoch", loaded.label, epoch)).shuffle(order)
+            self._orders[which] = (epoch, order)
+        return order
 
     def _which(self, index: int) -> tuple[int, int]:
-        """Returns (task, how many prompts of it came before): each task stays within one prompt of its share."""
-        quota = [int(share * index + 1e-9) for share in self._shares]
-        spare = index - sum(quota)
-        ranked = sorted(range(len(quota)), key=lambda t: (quota[t] - self._shares[t] * index, t))
-        for task in ranked[:spare]:
-            quota[task] += 1
-        after = self._quota(index + 1)
-        which = next(t for t in range(len(quota)) if after[t] > quota[t])
-        return which, quota[which]
-
-    def _quota(self, count: int) -> list[int]:
-        quota = [int(share * count + 1e-9) for share in self._shares]
-        ranked = sorted(range(len(quota)), key=lambda t: (quota[t] - self._shares[t] * count, t))
-        for task in ranked[: count - sum(quota)]:
-            quota[task] += 1
-        return quota
+        """Returns (task, how many prompts of it came before). The next prompt is of the task furthest behind its share."""
+        while len(self._drawn) <= index:
+            position = len(self._drawn) + 1
+            behind = [share * position - count for share, count in zip(self._shares, self._counts, strict=True)]
+            # Rounded, so that equal shares take turns in the order of the tasks.
+            which = max(range(len(behind)), key=lambda t: (round(behind[t], 9), -t))
+            self._drawn.append((which, self._counts[which]))
+            self._counts[which] += 1
+        return self._drawn[index]

@@ -14,7 +14,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 OTHER = "other"
-_PHASE_ORDER = ("draft", "refine", "score", "update", "checkpoint", "eval")
+_PHASE_ORDER = ("draft", "refine", "score", "pack", "update", "write", "checkpoint", "eval")
 
 
 def number(row: Row, key: str) -> float | None:
@@ -36,8 +36,9 @@ def time_split(row: Row) -> dict[str, float]:
 
     A row of a step without `time/step_s` has no "other".
     """
-    named = {key[len("time/") : -len("_s")]: number(row, key) for key in row if _is_phase(key)}
-    split = {name: named[name] for name in sorted(named, key=_phase_rank) if named[name] is not None}
+    readings = ((key[len("time/") : -len("_s")], number(row, key)) for key in row if _is_phase(key))
+    named = {name: seconds for name, seconds in readings if seconds is not None}
+    split = {name: named[name] for name in sorted(named, key=_phase_rank)}
     whole = number(row, "time/step_s")
     if whole is not None:
         split[OTHER] = max(0.0, whole - sum(split.values()))
@@ -92,9 +93,13 @@ def time_curves(rows: Sequence[Row], most: int = 240) -> Curves:
 
 
 def running_mean(values: Sequence[float | None]) -> list[float | None]:
-    """Returns centred means over a window of about a tenth of the values; the window shrinks at the ends."""
-    reach = max(1, len(values) // 20)
-    return [None if v is None else _mean(values[max(0, i - reach) : i + reach + 1]) for i, v in enumerate(values)]
+    """Returns centred means over a tenth of the values; towards the ends the window shrinks on both sides alike."""
+    most, last = max(1, len(values) // 20), len(values) - 1
+    reaches = [min(most, i, last - i) for i in range(len(values))]
+    return [
+        None if v is None else _mean(values[i - reach : i + reach + 1])
+        for i, (v, reach) in enumerate(zip(values, reaches, strict=True))
+    ]
 
 
 def _reader(read: str | Callable[[Row], float | None]) -> Callable[[Row], float | None]:

@@ -22,7 +22,7 @@ from ditto_jax import charts, report_findings
 from ditto_jax.charts import Chart, Line, Points
 from ditto_jax.comparison import Pair, measured, pair_evaluations, sentence, show_interval, show_measured, show_value
 from ditto_jax.config_io import flatten, read_yaml
-from ditto_jax.errors import MissingInputError
+from ditto_jax.errors import MissingInputError, RunDirectoryError
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.readings import curves, number, reward_gap, time_curves
 from ditto_jax.rollout_reading import RULE, RolloutReading, read_rollouts
@@ -60,7 +60,9 @@ class RunReading:
         """Who gave the scores: as recorded with them, else as configured."""
         recorded = {str(record["judge"]) for record in self.evaluations if record.get("judge")} | self.rollouts.judges
         if recorded:
-            return ", ".join(sorted(recorded))
+            # "rules" says nothing that "rules@hitom-1" does not.
+            precise = [j for j in recorded if not any(other.startswith(f"{j}@") for other in recorded)]
+            return ", ".join(sorted(precise))
         judge = self.config.get("judge") or {}
         return ":".join(str(judge[key]) for key in ("kind", "model") if judge.get(key)) or "unknown"
 
@@ -88,7 +90,12 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     readings = _with_distinct_names([read_run(Path(path)) for path in runs])
     default = RunDirectory(Path(runs[0])).report
     path = output or (default if len(runs) == 1 else default.with_name("comparison.html"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"report: cannot make {path.parent}: {error.strerror}; choose another output"
+        ) from error
     write_atomically(path, render(readings))
     return path
 

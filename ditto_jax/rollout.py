@@ -10,24 +10,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ditto_jax.chat import common_prefix
 from ditto_jax.engine import Attempt, Engine, Played
 from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
+from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
-from ditto_jax.types import Outcome, Rollout, RolloutRole
+from ditto_jax.types import Conversation, Feedback, Outcome, Rollout, RolloutRole, Verdict
 from model.llama import Params
 from model.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Who samples with what: the engine, the weights of this step, and how tokens are drawn."""
+    """Who samples with what: the engine, the weights of this step, how tokens are drawn, and what a prompt may hold."""
 
     engine: Engine
     params: Params
     settings: SamplingParams
     seed: int
     step: int
+    room: Room
 
 
 async def draft_rollouts(
@@ -48,10 +51,28 @@ async def draft_rollouts(
         verdict = await judge.score(task, example, played.conversation, key)
         feedback = None
         if feedback_below is not None and verdict.score is not None and verdict.score < feedback_below:
-            feedback = await judge.feedback(task, example, played.conversation, verdict, key)
+            feedback = await words_about(sampling, judge, prompts[p], played.conversation, verdict, key)
         return Rollout(example, RolloutRole.DRAFT, p, s, played.transcripts, played.conversation, verdict, feedback)
 
     return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+async def words_about(
+    sampling: Sampling, judge: Judge, prompt: Prompt, conversation: Conversation, verdict: Verdict, key: SampleId
+) -> Feedback:
+    """Returns the judge's words about a draft; words without room in the prompt become the outcome OVER_BUDGET."""
+    task, example = prompt.task, prompt.example
+    feedback = await judge.feedback(task, example, conversation, verdict, key)
+    if not feedback.usable:
+        return feedback
+    chat_format = sampling.engine.chat_format
+    plain = chat_format.open(task.opening(example))
+    hinted = chat_format.open(task.opening(example, feedback.text))
+    lack = sampling.room.lack(len(hinted), common_prefix(plain, hinted))
+    if not lack:
+        return feedback
+    detail = f"with these words the prompt of example {prompt.id} has {len(hinted)} tokens: {lack}"
+    return Feedback(Outcome.OVER_BUDGET, judge=feedback.judge, detail=detail)
 
 
 async def refined_rollouts(

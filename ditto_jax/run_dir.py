@@ -7,6 +7,7 @@ resumed run equal those of a straight one. Small files are written to a temporar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -27,7 +28,11 @@ from ditto_jax.config_io import flatten, read_yaml, to_yaml
 from ditto_jax.errors import RunDirectoryError
 
 # Settings that may differ between a run and its resumption: they change how it is run, not what is learned.
-_MAY_DIFFER = ("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions")
+_MAY_DIFFER = (
+    *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
+    *("judge.base_url", "judge.api_key_env", "judge.max_concurrent", "judge.timeout_s", "judge.max_retries"),
+    *("judge.unparsable_retries", "judge.max_error_rate"),
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -40,7 +45,11 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise RunDirectoryError(f"cannot write {path}: {error.strerror or error}; free space or choose another output_dir") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunDirectoryError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another output_dir"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,8 @@ class RunDirectory:
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes the rollouts of one step; the file's bytes depend on its content alone."""
         path = self.rollout_file(step)
-        text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+        # ASCII escapes: a model may write half a surrogate pair, which UTF-8 cannot hold.
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         temporary = path.with_name(f".{path.name}.tmp")
         with _told(path):
             temporary.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
@@ -114,12 +124,15 @@ class RunDirectory:
         write_atomically(self.path / "STATUS.json", json.dumps(status, indent=1) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Removes metrics and rollouts of steps after `step`: they will be written again, equal."""
+        """Removes metrics, rollouts and evaluations of steps after `step`: they will be written again, equal."""
         kept = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
         for later in self.rollout_steps():
             if later > step:
                 self.rollout_file(later).unlink()
+        for file in self.evaluations.glob("*/*_*.json*"):
+            if int(file.stem.rpartition("_")[2]) > step:
+                file.unlink()
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -146,49 +159,78 @@ class _told:
         return False
 
 
-def open_run(path: Path, config: Any, command: list[str], *, resume: str, overwrite: bool) -> tuple[RunDirectory, bool]:
-    """Returns (run directory, whether it holds an earlier run to continue).
+def check_run(path: Path, config: Any, *, resume: str, overwrite: bool) -> bool:
+    """Returns whether `path` holds an earlier run to continue. Changes nothing.
 
     Raises RunDirectoryError if it belongs to a run of another config (naming what differs), if resume is "never" and it is not
-    empty, or if resume is "must" and it is.
+    empty, if resume is "must" and it is, or if it is no run directory.
     """
-    run = RunDirectory(path)
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path} is a file, not a run directory; choose another --run_name or --output_dir")
     saved = path / "config.yaml"
-    if overwrite and path.exists():
-        if not saved.exists() and any(path.iterdir()):
-            raise RunDirectoryError(f"{path} is not a run directory (no config.yaml): --overwrite will not delete it")
-        shutil.rmtree(path)
-    holds_run = saved.exists()
-    if not holds_run and path.exists() and any(path.iterdir()):
-        raise RunDirectoryError(f"{path} exists and is not a run directory; choose another --run_name or --output_dir")
-    if resume == "must" and not holds_run:
-        raise RunDirectoryError(f"{path}: resume=must, but there is no run to continue; use resume=auto")
-    if holds_run:
-        if resume == "never":
-            raise RunDirectoryError(f"{path} holds a run and resume=never; add --overwrite to replace it or change --run_name")
-        _same_config(saved, config)
+    if not saved.exists():
+        if path.exists() and any(p.name != ".config.yaml.tmp" for p in path.iterdir()):
+            advice = "--overwrite will not delete it" if overwrite else "choose another --run_name or --output_dir"
+            raise RunDirectoryError(f"{path} exists and is not a run directory (no config.yaml): {advice}")
+        if resume == "must":
+            raise RunDirectoryError(f"{path}: resume=must, but there is no run to continue; use resume=auto")
+        return False
+    if overwrite:
+        return False
+    if resume == "never":
+        raise RunDirectoryError(f"{path} holds a run and resume=never; add --overwrite to replace it or change --run_name")
+    _same_config(saved, config)
+    return True
+
+
+def open_run(path: Path, config: Any, command: list[str], *, resume: str, overwrite: bool) -> tuple[RunDirectory, bool]:
+    """Returns (run directory, whether it holds an earlier run to continue). Raises as `check_run` does.
+
+    With `overwrite` an earlier run is deleted here.
+    """
+    run, saved = RunDirectory(path), path / "config.yaml"
+    holds_run = check_run(path, config, resume=resume, overwrite=overwrite)
     with _told(path):
-        for folder in (path, run.checkpoints, run.rollouts, run.evaluations):
-            folder.mkdir(parents=True, exist_ok=True)
-    if not holds_run:
-        write_atomically(path / "cli.txt", " ".join(command) + "\n")
-        write_atomically(path / "env.json", json.dumps(environment(), indent=1) + "\n")
-        write_atomically(saved, to_yaml(config))
+        if saved.exists() and not holds_run:
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if not holds_run:  # first of all: from here on this is a run directory, whatever interrupts what follows
+            write_atomically(saved, to_yaml(config))
+        for folder in (run.checkpoints, run.rollouts, run.evaluations):
+            folder.mkdir(exist_ok=True)
+    for name, text in (
+        ("cli.txt", " ".join(command) + "\n"),
+        ("env.json", json.dumps(environment(), indent=1) + "\n"),
+    ):
+        if not (path / name).exists():
+            write_atomically(path / name, text)
     return run, holds_run
 
 
 def _same_config(saved: Path, config: Any) -> None:
-    old, new = flatten(read_yaml(saved)), flatten(yaml.safe_load(to_yaml(config)))
+    old, new = _flat(read_yaml(saved)), _flat(yaml.safe_load(to_yaml(config)))
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key.split(".")[0] not in _MAY_DIFFER
+        if old.get(key) != new.get(key) and key.split(".")[0] not in _MAY_DIFFER and key not in _MAY_DIFFER
     ]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise RunDirectoryError(
             f"{saved.parent} belongs to a run with other settings ({shown}). Choose another --run_name, or add --overwrite"
         )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns dotted keys → values, with the entries of lists of records (tasks) as keys of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in flatten(values).items():
+        if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+            for number, entry in enumerate(value):
+                flat.update({f"{key}.{number}.{inner}": found for inner, found in _flat(entry).items()})
+        else:
+            flat[key] = value
+    return flat
 
 
 def environment() -> dict[str, Any]:

@@ -18,10 +18,13 @@ from ditto_jax.evaluate import Judges
 from ditto_jax.judge import make_judge
 from ditto_jax.judge.base import Judge
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.prompts import LoadedTask, load_task
+from ditto_jax.prompt_lengths import require_room, room_of
+from ditto_jax.prompts import LoadedTask, PromptStream, load_task
 from model.partition import make_mesh
 
 logger = logging.getLogger(__name__)
+
+_WHERE_DATA = "fetch it and set source.path (or the variable in it, such as SOUL_DATA_DIR) to where it lies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,22 @@ def load_tasks(configs: Sequence[TaskConfig]) -> tuple[tuple[LoadedTask, ...], t
     return tuple(loaded), tuple(skipped)
 
 
+def training_stream(config: RunConfig) -> tuple[PromptStream, tuple[str, ...]]:
+    """Returns (the prompts to train on, labels of optional tasks whose data is absent)."""
+    if not config.tasks:
+        raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
+    loaded, skipped = load_tasks(config.tasks)
+    if not loaded:
+        raise MissingInputError(f"tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
+    return PromptStream(loaded, config.seed), skipped
+
+
 def assemble(config: RunConfig) -> Parts:
     """Returns the parts of a run. Raises a DittoError that says what is missing or cannot work."""
     mesh = mesh_of(config.mesh)
     evaluation, skipped = load_tasks(config.evaluation.tasks)
     if config.evaluation.tasks and not evaluation:
-        raise MissingInputError(f"evaluation.tasks: the data of {', '.join(skipped)} is absent; set SOUL_DATA_DIR")
+        raise MissingInputError(f"evaluation.tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
     policy = load_policy(
         config.model_name_or_path, mesh, param_dtype=config.param_dtype, compute_dtype=config.dtype
     )
@@ -83,4 +96,12 @@ def assemble(config: RunConfig) -> Parts:
         config.rollout.max_completion_length,
         config.rollout.stop_strings,
     )
+    for task in evaluation:
+        require_room(task.prompts, policy.chat_format, room_of(engine), "evaluation.tasks")
     return Parts(mesh, policy, engine, judge, Judges(judge, content_free), evaluation, skipped)
+
+
+def require_training_room(config: RunConfig, parts: Parts, stream: PromptStream) -> None:
+    """Returns nothing; raises ConfigError if a prompt that the run will train on does not fit."""
+    prompts = stream.once_each(config.train.max_steps * config.rollout.prompts_per_step)
+    require_room(prompts, parts.policy.chat_format, room_of(parts.engine, config.train), "tasks")

@@ -26,7 +26,7 @@ _WIDTH = 400  # units of the drawing; on a phone one unit is a little less than 
 # Stand-ins are matched in the finished text, so they must be colours that nothing else is drawn in.
 _STAND_INS = {name: f"#0{index:x}fe0{index:x}" for index, name in enumerate(INKS, start=1)}
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of runs and tasks may hold dollar signs
     "font.family": "sans-serif",

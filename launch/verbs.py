@@ -38,7 +38,7 @@ def evaluate(args: list[str], command: list[str]) -> int:
     from ditto_jax.config import RunConfig
 
     gate = Annotated[
-        float | None, tyro.conf.arg(help="exit with 4 if the mean accuracy over the tasks is below this fraction")
+        float | None, tyro.conf.arg(help="exit with 4 if the mean score of any evaluated label is below this")
     ]
     parsed = parse(
         RunConfig, args, "eval", "Measure a policy on the tasks of `evaluation.tasks`.", [("fail_under", gate, None)]

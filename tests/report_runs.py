@@ -1,4 +1,4 @@
-"""Run directories made by hand for the tests of report and progress: learning curves, evaluations, rollouts, hostile text."""
+"""Run directories made by hand for the tests of report and progress: curves, evaluations, rollouts, hostile text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _STORY = (
 )
 
 
-def make_run(folder: Path, steps: int = 40, *, name: str = "quickstart", objective: str = "ditto", **parts: Any) -> Path:
+def make_run(
+    folder: Path, steps: int = 40, *, name: str = "quickstart", objective: str = "ditto", **parts: Any
+) -> Path:
     """Returns a run directory. parts: evaluations, rollouts (bool), hostile (bool)."""
     run = RunDirectory(folder)
     for path in (run.path, run.rollouts, run.evaluations):
@@ -91,15 +93,21 @@ def metrics_row(step: int, steps: int, refines: bool) -> dict[str, Any]:
             "feedback/gate_rate": 0.8 - 0.5 * progress,
             "policy/context_gap_mean": 0.35 * (1 - progress) + 0.02 + abs(wobble) / 5,
             "judge/feedback_ok_count": 100,
-            "judge/feedback_unparsable_count": step % 3 == 0 and 2 or 0,
-            "judge/feedback_leaked_count": step % 7 == 0 and 1 or 0,
+            "judge/feedback_unparsable_count": 2 * (step % 3 == 0),
+            "judge/feedback_leaked_count": int(step % 7 == 0),
             "time/refine_s": 0.18,
         }
     return row
 
 
 def record(
-    label: str, step: int, value: float, n: int, real: float | None = None, free: float | None = None, judge: str = "rules:1"
+    label: str,
+    step: int,
+    value: float,
+    n: int,
+    real: float | None = None,
+    free: float | None = None,
+    judge: str = "rules:1",
 ) -> dict[str, Any]:
     """One evaluation record with a breakdown by order and by another label."""
     orders = {str(order): _mean(value + 0.06 * (1 - order), n // 4) for order in range(4)}
