@@ -94,8 +94,7 @@ class Trainer:
             views = views_of(rollouts, self.objective.views)
             advantages = assign(_row_table(views), self.objective)
             batches = self._batches(views, advantages, number)
-        with watch.phase("update"):
-            update_metrics = self._apply(batches, watch)
+        update_metrics = self._apply(batches, watch)
         self.position += len(prompts)
         self.done_steps = number
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
@@ -130,11 +129,12 @@ class Trainer:
                 placed = [b._replace(anchor=self._score(self.state.params, b)) for b in placed]
                 jax.block_until_ready(placed)
         metrics: dict[str, float] = {}
-        for batch in placed:
-            self.state, sums, gap, norm = self._update(self.state, batch)
-            sums, gap, norm = jax.device_get((sums, gap, norm))
-            # Of several updates the last is reported: its ratios have moved furthest from the anchor.
-            metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
+        with watch.phase("update"):
+            for batch in placed:
+                self.state, sums, gap, norm = self._update(self.state, batch)
+                sums, gap, norm = jax.device_get((sums, gap, norm))
+                # Of several updates the last is reported: its ratios have moved furthest from the anchor.
+                metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
         return metrics
 
     def meta(self) -> dict[str, Any]:

@@ -57,7 +57,6 @@ class BeliefTask(Task[OptionsT]):
     """A theory-of-mind question about where an object is thought to be."""
 
     rules: ClassVar[Rules]
-    answer_thing: ClassVar[str]  # what belongs into the answer tags: "letter" or "place"
     rules_in_brief: ClassVar[str]  # for the judge that writes feedback
 
     def load(self, source: Source) -> Sequence[Example]:
@@ -80,6 +79,11 @@ class BeliefTask(Task[OptionsT]):
     @abc.abstractmethod
     def read_files(self, path: Path, split: str, limit: int | None) -> list[Example]:
         """Returns the examples of the benchmark's public files."""
+
+    @property
+    @abc.abstractmethod
+    def answer_thing(self) -> str:
+        """What belongs into the answer tags, in a word: "letter" or "place"."""
 
     @abc.abstractmethod
     def prompt(self, example: Example) -> str:
@@ -161,9 +165,7 @@ class BeliefTask(Task[OptionsT]):
         if trace is None or trace.answer is None or plain_name(trace.answer) != plain_name(example.gold):
             return None
         steps, container = worked_steps(trace, careful)
-        answer = self.answer_for(example, container)
-        looked_up = "" if answer == container else f" {container} {answer}"
-        return f"{steps}{looked_up} <answer>{answer}</answer>"
+        return f"{steps} <answer>{self.answer_for(example, container)}</answer>"
 
     def feedback_request(self, example: Example, conversation: Conversation, verdict: Verdict) -> JudgeRequest:
         """Returns the question for one sentence about the draft's mistake; the gold answer is marked as private."""

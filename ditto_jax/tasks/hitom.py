@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from ditto_jax.tasks.answers import answer_letter
+from ditto_jax.tasks.answers import answer_letter, answer_text, plain_name
 from ditto_jax.tasks.belief import HITOM
 from ditto_jax.tasks.belief_task import BeliefTask
 from ditto_jax.tasks.hitom_files import read_choices, read_hitom
@@ -28,7 +28,10 @@ _ASSUMPTIONS = (
     "speaker who left the room later than the listener did, and everybody knows who left in which order.",
     "A private talk is known to be heard by nobody else; a public claim is known to be heard by everyone.",
 )
-_INSTRUCTION = "Reason step by step. Then give only the letter of your choice as <answer>letter</answer>."
+_INSTRUCTIONS = {
+    "letter": "Reason step by step. Then give only the letter of your choice as <answer>letter</answer>.",
+    "text": "Reason step by step. Then give only the words of your choice as <answer>words</answer>.",
+}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -43,8 +46,11 @@ class HiToM(BeliefTask[HiToMOptions]):
     version = "1"
     options_type = HiToMOptions
     rules = HITOM
-    answer_thing = "letter"
     rules_in_brief = " ".join(_ASSUMPTIONS)
+
+    @property
+    def answer_thing(self) -> str:
+        return "letter" if self.options.answer_format == "letter" else "place"
 
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
         return generate_hitom(self.options, split, count, seed)
@@ -58,7 +64,7 @@ class HiToM(BeliefTask[HiToMOptions]):
         assumptions = "\n".join(f"{i}. {text}" for i, text in enumerate(_ASSUMPTIONS, start=1))
         extra = str(example.payload.get("extra_info") or "")
         sections = [
-            f"{_TASK}\n{assumptions}\n{_INSTRUCTION}",
+            f"{_TASK}\n{assumptions}\n{_INSTRUCTIONS[self.options.answer_format]}",
             f"## Story\n{self.story_text(example)}",
             *([f"## Further information\n{extra}"] if extra else []),
             f"## Question\n{self.question_section(example)}",
@@ -66,18 +72,22 @@ class HiToM(BeliefTask[HiToMOptions]):
         return "\n\n".join(sections)
 
     def question_section(self, example: Example) -> str:
-        choices = str(example.payload["choices"])
-        if self.options.prompt_style == "compact":
-            # Text before letter, as in the worked replies: a small policy copies what followed a word before.
-            choices = ", ".join(f"{text} {letter}" for letter, text in _options_of(choices).items()) or choices
-            return f"{example.payload['question']} {choices}"
-        return f"{example.payload['question']}\n{choices}"
+        question, choices = str(example.payload["question"]), str(example.payload["choices"])
+        if self.options.prompt_style == "full":
+            return f"{question}\n{choices}"
+        return question if self.options.answer_format == "text" else f"{question}\n{choices}"
 
     def answered_container(self, example: Example, reply: str) -> str | None:
-        letter = answer_letter(reply)
-        return None if letter is None else _options_of(str(example.payload["choices"])).get(letter)
+        options = _options_of(str(example.payload["choices"]))
+        if self.options.answer_format == "letter":
+            letter = answer_letter(reply)
+            return None if letter is None else options.get(letter)
+        answer = plain_name(answer_text(reply) or "")
+        return next((text for text in options.values() if plain_name(text) == answer), None)
 
     def answer_for(self, example: Example, container: str) -> str:
+        if self.options.answer_format == "text":
+            return container
         options = _options_of(str(example.payload["choices"]))
         return next(letter for letter, text in options.items() if text == container)
 

@@ -40,11 +40,13 @@ class HiToMOptions:
     noise: probability of an irrelevant sentence after each sentence. move_probability: of moving rather than staying.
     orders: question orders (0-4), in turn. false_belief_bias: probability that a belief question is redrawn, with
     a new story, until belief differs from reality. prompt_style: "full" (all assumptions, step by step) or "compact"
-    (terse story and question only). feedback_placement: "end_of_user" or "system".
+    (terse story and question only). answer_format: "letter" (the benchmark's) or "text": the option in words, for policies
+    too small to look up a letter; compact prompts then list no options. feedback_placement: "end_of_user" or "system".
     """
 
     vocabulary: str = "full"
     prompt_style: str = "full"
+    answer_format: str = "letter"
     feedback_placement: str = "end_of_user"
     agents_min: int = 5
     agents_max: int = 5
@@ -68,6 +70,7 @@ class HiToMOptions:
         for name in ("communication", "noise", "move_probability", "false_belief_bias"):
             check_probability(name, getattr(self, name))
         check_choice("prompt_style", self.prompt_style, PROMPT_STYLES)
+        check_choice("answer_format", self.answer_format, ("letter", "text"))
         check_choice("feedback_placement", self.feedback_placement, PLACEMENTS)
         for split in ("train", "test"):
             words = words_for(self.vocabulary, split)

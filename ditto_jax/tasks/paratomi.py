@@ -33,11 +33,14 @@ class ParaToMi(BeliefTask[ParaToMiOptions]):
     version = "1"
     options_type = ParaToMiOptions
     rules = TOMI
-    answer_thing = "place"
     rules_in_brief = (
         "People notice only what happens in the place where they are. Who enters a place sees where everything in it "
         "is. An object that was moved is no longer where it was before."
     )
+
+    @property
+    def answer_thing(self) -> str:
+        return "place"
 
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
         return generate_paratomi(self.options, split, count, seed)

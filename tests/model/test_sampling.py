@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -130,7 +128,7 @@ def test_keys_and_numbers_give_different_tokens():
 
 
 def test_a_vocabulary_of_fifty_thousand_keeps_the_mass_of_its_tail():
-    vocab, count = 50_257, 1_000
+    vocab, count = 50_257, 500
     rng = np.random.default_rng(3)
     logits = np.concatenate([rng.normal(9, 0.5, 17), rng.normal(0, 1, vocab - 17)]).astype(np.float32)
     logits = logits[rng.permutation(vocab)]
@@ -167,9 +165,3 @@ def test_the_best_token_survives_every_truncation():
 def test_impossible_settings_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         SamplingParams(**settings)
-
-
-def test_draws_are_the_same_inside_a_larger_program():
-    rows, key, number = np.broadcast_to(LOGITS, (16, VOCAB)), keys(16), np.zeros(16, np.int32)
-    inside = jax.jit(lambda x: draw(jnp.sin(x) * 0 + x, key, number, SamplingParams()))(rows)[0]
-    np.testing.assert_array_equal(inside, drawn(rows, key, number, SamplingParams())[0])

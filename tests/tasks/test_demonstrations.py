@@ -43,12 +43,12 @@ def test_careless_demonstrations_are_wrong_exactly_where_belief_differs_from_rea
 @pytest.mark.parametrize(
     ("question", "gold", "reply"),
     [
-        ("Where is the apple really?", "jar", "jar Cid: all saw. jar D <answer>D</answer>"),
-        ("Where does Bob really think the apple is?", "bin", "jar Cid: Bob away; bin Bob: all saw. bin C <answer>C</answer>"),
+        ("Where is the apple really?", "jar", "jar Cid: all saw. <answer>D</answer>"),
+        ("Where does Bob really think the apple is?", "bin", "jar Cid: Bob away; bin Bob: all saw. <answer>C</answer>"),
         (
             "Where does Cid think Ann thinks Bob thinks the apple is?",
             "tub",
-            "jar Cid: Ann away; bin Bob: Ann away; tub Ann: all saw. tub B <answer>B</answer>",
+            "jar Cid: Ann away; bin Bob: Ann away; tub Ann: all saw. <answer>B</answer>",
         ),
     ],
 )
@@ -85,8 +85,8 @@ def test_the_first_place_is_named_so():
 def test_messages_are_steps_of_their_own():
     lines = f"{LINES} Ann, Bob and Cid entered the waiting_room. Bob publicly claimed that apple is in the pot."
     told = {
-        "Ann": ("pot", "pot Bob: says, Ann trusts. pot E <answer>E</answer>"),
-        "Cid": ("jar", "pot Bob: says, Cid doubts; jar Cid: all saw. jar D <answer>D</answer>"),
+        "Ann": ("pot", "pot Bob: says, Ann trusts. <answer>E</answer>"),
+        "Cid": ("jar", "pot Bob: says, Cid doubts; jar Cid: all saw. <answer>D</answer>"),
     }
     for name, (gold, reply) in told.items():
         task, example = example_about(
@@ -96,7 +96,7 @@ def test_messages_are_steps_of_their_own():
     task, example = example_about(
         lines, "Where does Bob think Cid thinks the apple is?", "pot", "crate tub bin jar pot"
     )
-    assert task.demonstration(example) == "pot Bob: says, Cid trusts. pot E <answer>E</answer>"
+    assert task.demonstration(example) == "pot Bob: says, Cid trusts. <answer>E</answer>"
 
 
 def test_tiny_demonstrations_are_short():

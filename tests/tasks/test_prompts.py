@@ -64,8 +64,7 @@ def test_the_compact_prompt_is_short_and_holds_story_and_question(setting: str, 
     for example, prompt in zip(examples, prompts, strict=True):
         assert example.payload["question"] in prompt and example.gold in prompt
         if setting == "hitom-tiny":
-            letter, gold = example.payload["gold_letter"], example.gold
-            assert f" {gold} {letter}" in prompt and f"{letter}. {gold}" in example.payload["choices"]
+            assert prompt.endswith(example.payload["choices"])
 
 
 def test_candidates_are_listed_only_on_request():

@@ -1,0 +1,317 @@
+"""The sampler: what one request yields depends on its ids and its key, and its log-probs are those that training sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from ditto_jax.batch import BatchShapes, pack
+from ditto_jax.errors import ConfigError
+from ditto_jax.sampler import Sampled, SampleRequest, bucket, common_prefix_length
+from ditto_jax.types import FinishReason, ViewRole
+from ditto_jax.views import View
+from model.logprobs import GroupedIds, grouped_logprobs
+from model.sampling import SamplingParams
+from tests.tiny_policy import (
+    CONFIG,
+    END,
+    SHAPES,
+    compiled_programs,
+    make_sampler,
+    params,
+    quickly_compiled,
+    request,
+    some_ids,
+)
+
+PLAIN = SamplingParams()
+NEVER = (CONFIG.vocab_size,)  # a stop token that cannot be drawn: every reply runs to its limit
+
+
+def ragged_requests() -> list[SampleRequest]:
+    """Two groups that share prefixes of 9 and 4 tokens, with tails of 1 to 6, and one request of its own."""
+    first, second = some_ids(1, 9), some_ids(2, 4)
+    rows = [np.concatenate([first, some_ids(10 + i, length)]) for i, length in enumerate((1, 6, 3))]
+    rows += [np.concatenate([second, some_ids(20 + i, length)]) for i, length in enumerate((2, 5))]
+    groups = (0, 0, 0, 1, 1, 2)
+    return [request(ids, group, n) for n, (ids, group) in enumerate(zip([*rows, some_ids(3, 7)], groups, strict=True))]
+
+
+def run(requests, shapes=SHAPES, stop_ids=NEVER, stop_strings=(), sampling=PLAIN, **settings) -> list[Sampled]:
+    """Returns the results in request order, each delivered exactly once."""
+    sampler = make_sampler(shapes, stop_ids, **settings)
+    results: dict[int, Sampled] = {}
+    for finished in sampler.generate(params(), requests, sampling, stop_strings):
+        for index, sampled in finished:
+            assert index not in results
+            results[index] = sampled
+    assert sorted(results) == list(range(len(requests)))
+    return [results[i] for i in range(len(requests))]
+
+
+@functools.cache
+def straight() -> list[Sampled]:
+    return run(ragged_requests())
+
+
+def assert_same(found: list[Sampled], expected: list[Sampled]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+        assert one.finish_reason is other.finish_reason
+
+
+def test_a_group_prefills_its_shared_prefix_once():
+    sampler = make_sampler(stop_ids=NEVER)
+    list(sampler.generate(params(), ragged_requests(), PLAIN))
+    assert sampler.prefix_tokens_reused == 2 * 9 + 1 * 4
+
+
+def test_a_shared_prefix_leaves_every_row_a_tail():
+    same = some_ids(0, 5)
+    assert common_prefix_length([same, same]) == 4
+    assert common_prefix_length([same, np.append(same[:3], 1)]) == 3
+    assert common_prefix_length([same[:1]]) == 0
+
+
+def test_results_do_not_depend_on_batch_neighbours():
+    requests = ragged_requests()
+    order = [4, 0, 5, 2, 1, 3]
+    assert_same(run([requests[i] for i in order]), [straight()[i] for i in order])
+    assert_same(run(requests[1:2]), straight()[1:2])
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_results_do_not_depend_on_the_chunk(chunk):
+    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, chunk=chunk)), straight())
+
+
+@pytest.mark.parametrize("max_rows", [1, 2])
+def test_results_do_not_depend_on_how_many_rows_decode_together(max_rows):
+    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, max_rows=max_rows)), straight())
+
+
+def test_results_do_not_depend_on_grouping():
+    apart = [dataclasses.replace(r, group=n) for n, r in enumerate(ragged_requests())]
+    together = [dataclasses.replace(r, group=0) for r in ragged_requests()]
+    assert_same(run(apart), straight())
+    assert_same(run(together), straight())
+
+
+def test_results_depend_on_the_key():
+    other = [dataclasses.replace(r, key=r.key + np.uint32(1)) for r in ragged_requests()]
+    assert all((a.ids != b.ids).any() for a, b in zip(run(other), straight(), strict=True))
+
+
+# Sampler log-probs against training log-probs: rows as an episode leaves them, of three turns.
+
+
+def play_turns() -> tuple[list[np.ndarray], list[View]]:
+    """Returns views of rows with three sampled stretches and observations between them, their contexts shared in part."""
+    requests = ragged_requests()[:5]
+    ids, masks, behaviours = [r.ids for r in requests], [], []
+    mask = [np.zeros(len(r.ids), bool) for r in requests]
+    behaviour = [np.zeros(len(r.ids), np.float32) for r in requests]
+    for turn in range(3):
+        asked = [
+            SampleRequest(row, r.group, r.key + np.uint32(100 * turn), 3 + n) for n, (row, r) in enumerate(zip(ids, requests, strict=True))
+        ]
+        for n, sampled in enumerate(run(asked)):
+            seen = some_ids(50 + 10 * turn + n, 1 + (n + turn) % 3)  # an observation
+            ids[n] = np.concatenate([ids[n], sampled.ids, seen])
+            mask[n] = np.concatenate([mask[n], np.ones(len(sampled.ids), bool), np.zeros(len(seen), bool)])
+            behaviour[n] = np.concatenate([behaviour[n], sampled.logprobs, np.zeros(len(seen), np.float32)])
+    masks, behaviours = mask, behaviour
+    return [
+        View(
+            role=ViewRole.DRAFT,
+            prompt=r.group,
+            rollout=n,
+            context=ids[n][: len(r.ids)],
+            response=ids[n][len(r.ids) :],
+            loss_mask=masks[n][len(r.ids) :],
+            behaviour=behaviours[n][len(r.ids) :],
+            reward=1.0,
+            truncated=False,
+            cross=False,
+        )
+        for n, r in enumerate(requests)
+    ]
+
+
+@functools.cache
+def turns() -> list[View]:
+    return play_turns()
+
+
+training_logprobs = quickly_compiled(lambda p, grouped: grouped_logprobs(p, CONFIG, grouped))
+
+
+def gap(change=lambda grouped: grouped) -> float:
+    """Returns the largest |sampler log-prob - training log-prob| over the sampled tokens."""
+    shapes = BatchShapes(micro_batches=1, groups=2, rows=3, prefix=(16,), suffix=(48,), lanes=(3,))
+    ones = np.ones(len(turns()), np.float32)
+    batch = pack(turns(), [[0, 1, 2], [3, 4]], ones, ones.astype(bool), shapes)
+    grouped = change(GroupedIds(*(array[0] for array in batch.grouped)))
+    lp = np.asarray(training_logprobs(params(), grouped))
+    assert batch.loss_mask.sum() == 3 * sum(3 + n for n in range(5))
+    return float(np.max(np.abs(lp - batch.behaviour[0])[batch.loss_mask[0]]))
+
+
+def test_training_gives_sampled_tokens_of_ragged_grouped_multi_turn_rows_the_logprobs_of_the_sampler():
+    assert gap() <= 1e-5
+
+
+BROKEN = {
+    "positions are off by one": lambda g: g._replace(lane_positions=g.lane_positions + 1),
+    "the prefix lacks its last token": lambda g: g._replace(prefix_length=g.prefix_length - 1),
+    "rows of a lane see each other": lambda g: g._replace(lane_segments=np.minimum(g.lane_segments, 1)),
+    "an observation is another one": lambda g: g._replace(lane_ids=np.where(g.lane_positions == 20, 5, g.lane_ids)),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_the_logprob_comparison_notices_that(change):
+    assert gap(change) > 1e-4
+
+
+def test_truncated_sampling_reports_the_distribution_that_was_drawn_from():
+    narrow = run(ragged_requests(), sampling=SamplingParams(top_k=1))
+    assert all((s.logprobs == 0).all() for s in narrow)
+    greedy = run(ragged_requests(), sampling=SamplingParams(temperature=0.0))
+    for one, other in zip(narrow, greedy, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        assert (other.logprobs < 0).any()
+
+
+# When a reply ends.
+
+
+def test_a_stop_token_ends_a_reply_and_is_its_last_id():
+    wanted = [int(s.ids[4]) for s in straight()[:2]]
+    for sampled, whole in zip(run(ragged_requests(), stop_ids=wanted), straight(), strict=True):
+        hits = np.flatnonzero(np.isin(whole.ids, wanted))
+        end = hits[0] + 1 if len(hits) else len(whole.ids)
+        np.testing.assert_array_equal(sampled.ids, whole.ids[:end])
+        np.testing.assert_allclose(sampled.logprobs, whole.logprobs[:end], atol=1e-5)
+        assert sampled.finish_reason is (FinishReason.STOP if len(hits) else FinishReason.LENGTH)
+
+
+def test_each_request_has_a_length_limit_of_its_own():
+    limits = (1, 12, 5, 4, 2, 9)
+    limited = [dataclasses.replace(r, max_new_tokens=n) for r, n in zip(ragged_requests(), limits, strict=True)]
+    found = run(limited)
+    assert [len(s.ids) for s in found] == list(limits)
+    assert all(s.finish_reason is FinishReason.LENGTH for s in found)
+    expected = [Sampled(s.ids[:n], s.logprobs[:n], s.finish_reason) for s, n in zip(straight(), limits, strict=True)]
+    assert_same(found, expected)
+
+
+def two_letters(ids) -> str:
+    """Every token spells two characters that no other token has."""
+    return "".join(chr(0x400 + i) + chr(0x900 + i) for i in ids)
+
+
+def border(ids: np.ndarray, last: int) -> str:
+    """The second character of token last - 1 and the first of token `last`."""
+    return two_letters(ids)[2 * last - 1 : 2 * last + 1]
+
+
+# The first token comes with the prompt, then chunks of four: tokens 0 | 1-4 | 5-8 | 9-11.
+@pytest.mark.parametrize("last", [1, 3, 5, 9, 11], ids=lambda n: f"ends with token {n}")
+def test_a_stop_string_across_a_token_border_ends_the_reply_at_the_token_that_completes_it(last):
+    whole = straight()[0]
+    stop = border(whole.ids, last)
+    complete = next(n for n in range(1, 13) if stop in two_letters(whole.ids[:n]))
+    [sampled] = run(ragged_requests()[:1], stop_strings=[stop], decode=two_letters)
+    np.testing.assert_array_equal(sampled.ids, whole.ids[:complete])
+    assert len(sampled.logprobs) == complete and sampled.finish_reason is FinishReason.STOP
+
+
+def test_the_earliest_of_several_stop_strings_wins_and_other_rows_go_on():
+    whole = straight()
+    stops = [border(whole[1].ids, 8), border(whole[1].ids, 6), "absent"]
+    for n, sampled in enumerate(run(ragged_requests(), stop_strings=stops, decode=two_letters)):
+        complete = [k for k in range(1, 13) if any(stop in two_letters(whole[n].ids[:k]) for stop in stops)]
+        assert len(sampled.ids) == (complete[0] if complete else 12)
+        assert sampled.finish_reason is (FinishReason.STOP if complete else FinishReason.LENGTH)
+    assert len(run(ragged_requests(), stop_strings=stops, decode=two_letters)[1].ids) <= 7
+
+
+def test_finished_rows_are_handed_over_at_the_chunk_boundary_where_they_end():
+    limits = (1, 3, 12)
+    requests = [dataclasses.replace(r, max_new_tokens=n) for r, n in zip(ragged_requests()[:3], limits, strict=True)]
+    batches = make_sampler(stop_ids=NEVER).generate(params(), requests, PLAIN)
+    assert [sorted(index for index, _ in batch) for batch in batches] == [[0], [1], [2]]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("length", "shapes", "text"),
+    [
+        (250, SHAPES, "prompt of 250 tokens + max_new_tokens=12 = 262 exceeds the model's context of 256"),
+        (100, SHAPES, "sampler.tail: 68 tokens do not fit the largest bucket 32; raise sampler.tail or shorten"),
+        (0, SHAPES, "prompt: it has no tokens"),
+        (4, dataclasses.replace(SHAPES, max_new_tokens=8), "max_new_tokens=12 exceeds the sampler's 8"),
+    ],
+)
+def test_a_request_that_cannot_fit_is_refused_with_the_numbers(length, shapes, text):
+    with pytest.raises(ConfigError, match=text.replace("+", r"\+")):
+        run([request(some_ids(0, length), 0, 0)], shapes)
+
+
+@pytest.mark.parametrize("changes", [{"prefix": ()}, {"tail": (8, 4)}, {"chunk": 0}, {"max_rows": 0}])
+def test_impossible_shapes_are_refused_by_name(changes):
+    with pytest.raises(ConfigError, match=f"sampler.{next(iter(changes))}="):
+        dataclasses.replace(SHAPES, **changes)
+
+
+def test_a_bucket_is_the_smallest_that_holds_the_value():
+    assert [bucket(n, (4, 8), "x") for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
+
+
+def test_no_request_is_no_work():
+    assert run([]) == []
+
+
+# Compilation.
+
+
+def lengths(prefix: int, tails: tuple[int, ...]) -> list[SampleRequest]:
+    """Two groups over one prefix length, a request for each tail."""
+    rows = []
+    for group in range(2):
+        shared = some_ids(60 + group, prefix)
+        rows += [np.concatenate([shared, some_ids(70 + 10 * group + n, t)]) for n, t in enumerate(tails)]
+    return [request(ids, n // len(tails), 500 + n) for n, ids in enumerate(rows)]
+
+
+def test_ragged_batches_recompile_nothing_after_warm_up():
+    sampler = make_sampler()
+    list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
+    with compiled_programs() as programs:
+        for prefix, tails in ((3, (8, 2, 1)), (16, (5, 5, 5, 7)), (12, (1, 2, 8)), (1, (4, 4, 4))):
+            list(sampler.generate(params(), lengths(prefix, tails), PLAIN))
+    assert programs == []
+
+
+def test_the_compile_count_notices_a_new_bucket():
+    sampler = make_sampler()
+    list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
+    with compiled_programs() as programs:
+        list(sampler.generate(params(), lengths(9, (1, 6, 30)), PLAIN))
+    assert any("prefill" in name for name in programs)
+
+
+def test_a_marker_token_ends_a_reply_by_default():
+    long = dataclasses.replace(SHAPES, max_new_tokens=64)
+    requests = [dataclasses.replace(r, max_new_tokens=64) for r in ragged_requests()]
+    found = run(requests, long, stop_ids=(END,))
+    assert any(s.finish_reason is FinishReason.STOP for s in found)
+    assert all((s.ids[-1] == END) == (s.finish_reason is FinishReason.STOP) for s in found)
+    assert all((s.ids[:-1] != END).all() for s in found)
