@@ -79,10 +79,10 @@ def pack(
         [len(views[i].context) + len(views[i].response) - prefix for i in rows]
         for rows, prefix in zip(kept, shared, strict=True)
     ]
-    prefix_width = bucket(max(1, *shared), shapes.prefix, "train.prefix")
-    suffix_width = bucket(max(2, *(size for row in sizes for size in row)), shapes.suffix, "train.suffix")
+    prefix_width = bucket(max([1, *shared]), shapes.prefix, "train.prefix")
+    suffix_width = bucket(max([2, *(size for row in sizes for size in row)]), shapes.suffix, "train.suffix")
     places = [_first_fit(row, suffix_width) for row in sizes]
-    lanes = bucket(max(1, *(1 + lane for place in places for lane, _ in place)), shapes.lanes, "train.lanes")
+    lanes = bucket(max([1, *(1 + lane for place in places for lane, _ in place)]), shapes.lanes, "train.lanes")
     flat = _empty(count, shapes.rows, prefix_width, suffix_width, lanes)
     for g, rows in enumerate(kept):
         if rows:

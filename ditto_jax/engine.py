@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from ditto_jax.chat import ChatFormat
+from ditto_jax.errors import ConfigError
 from ditto_jax.keys import SampleId
 from ditto_jax.sampler import Sampled, Sampler, SampleRequest
 from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
@@ -45,8 +46,19 @@ class Played:
     transcripts: Mapping[str, Transcript]
 
 
+@dataclasses.dataclass(frozen=True)
+class Abandoned:
+    """An episode that ended because an auxiliary model failed: why, and the tokens until then. There is nothing to judge."""
+
+    reason: str
+    transcripts: Mapping[str, Transcript]
+
+
 @dataclasses.dataclass
 class _Pending:
+    """A continuation that the episode number `owner` waits for."""
+
+    owner: int
     request: SampleRequest
     future: asyncio.Future[Sampled]
 
@@ -54,8 +66,9 @@ class _Pending:
 class PolicyPort:
     """The policy as an episode sees it: one append-only token transcript."""
 
-    def __init__(self, engine: Engine, attempt: Attempt, role: str):
+    def __init__(self, engine: Engine, index: int, attempt: Attempt, role: str):
         self._engine = engine
+        self._index = index
         self._attempt = attempt
         self._role = role
         self._chat: list[Message] = []
@@ -93,7 +106,7 @@ class PolicyPort:
             return Reply("", FinishReason.LENGTH)
         key = self._attempt.sample.key(self._role, self._turn)
         request = SampleRequest(np.asarray(self._ids, np.int32), self._attempt.group, key, budget)
-        sampled = await self._engine.sample(request)
+        sampled = await self._engine.sample(self._index, request)
         self._turn += 1
         self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY)
         self._finish = sampled.finish_reason
@@ -112,19 +125,21 @@ class PolicyPort:
 
 
 class _EpisodePorts:
-    def __init__(self, engine: Engine, attempt: Attempt):
+    def __init__(self, engine: Engine, index: int, attempt: Attempt):
         self._engine = engine
+        self._index = index
         self._attempt = attempt
         self.policies: dict[str, PolicyPort] = {}
 
     def policy(self, role: str = "policy") -> PolicyPort:
-        return self.policies.setdefault(role, PolicyPort(self._engine, self._attempt, role))
+        return self.policies.setdefault(role, PolicyPort(self._engine, self._index, self._attempt, role))
 
     def llm(self, role: str) -> ReplyPort:
         try:
             return self._engine.auxiliaries[role]
         except KeyError:
-            raise AuxiliaryFailure(f"no model is configured for the role '{role}'") from None
+            known = ", ".join(sorted(self._engine.auxiliaries)) or "none"
+            raise ConfigError(f"the task needs a model for the role '{role}'; configured roles: {known}") from None
 
 
 class Engine:
@@ -155,9 +170,12 @@ class Engine:
         params: Params,
         sampling: SamplingParams,
         attempts: Sequence[Attempt],
-        judged: Callable[[int, Played], Awaitable[ResultT]],
+        judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
     ) -> list[ResultT]:
-        """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends."""
+        """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends.
+
+        The first exception of an episode, of `judged` or of the sampler ends the play and is raised here.
+        """
         self._changed = asyncio.Event()
         self._live = len(attempts)
         tasks = [asyncio.create_task(self._play_one(i, attempt, judged)) for i, attempt in enumerate(attempts)]
@@ -173,30 +191,36 @@ class Engine:
             self._pending.clear()
 
     async def _play_one(self, index: int, attempt: Attempt, judged) -> ResultT:
-        ports = _EpisodePorts(self, attempt)
+        ports = _EpisodePorts(self, index, attempt)
+        conversation, reason = None, ""
         try:
             conversation = await attempt.task.episode(attempt.example, ports, attempt.feedback)
+        except AuxiliaryFailure as failure:
+            reason = str(failure)
         finally:
             self._live -= 1
             self._changed.set()
         transcripts = {role: port.transcript() for role, port in ports.policies.items()}
-        return await judged(index, Played(conversation, transcripts))
+        ended = Abandoned(reason, transcripts) if conversation is None else Played(conversation, transcripts)
+        return await judged(index, ended)
 
-    async def sample(self, request: SampleRequest) -> Sampled:
-        """Queues one continuation and waits for it."""
+    async def sample(self, owner: int, request: SampleRequest) -> Sampled:
+        """Queues one continuation for the episode number `owner` and waits for it."""
         future = asyncio.get_running_loop().create_future()
         limit = min(request.max_new_tokens, self.sampler.shapes.max_new_tokens)
-        self._pending.append(_Pending(dataclasses.replace(request, max_new_tokens=limit), future))
+        self._pending.append(_Pending(owner, dataclasses.replace(request, max_new_tokens=limit), future))
         self._changed.set()
         return await future
 
     async def _serve(self, params: Params, sampling: SamplingParams) -> None:
         while self._live:
-            if len(self._pending) < self._live:
+            blocked = {pending.owner for pending in self._pending}
+            if len(blocked) < self._live:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            batch, self._pending = self._pending, []
+            # In the order of the attempts and not of arrival, so that rows lie alike however fast partners answer.
+            batch, self._pending = sorted(self._pending, key=lambda pending: pending.owner), []
             try:
                 await self._sample_batch(params, sampling, batch)
             except Exception as error:

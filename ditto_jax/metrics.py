@@ -81,9 +81,20 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         pairs = [(r, parents[r.prompt_index, r.sample_index]) for r in refined_from if r.verdict.score is not None]
         before = [p.verdict.score for _, p in pairs if p.verdict.score is not None]
         metrics["feedback/uplift"] = float(refined.mean() - np.mean(before))
-        same = [_same_reply(r, p) for r, p in pairs]
-        metrics["feedback/unchanged_fraction"] = float(np.mean(same))
+        metrics["feedback/unchanged_fraction"] = float(np.mean([_same_reply(r, p) for r, p in pairs]))
+    if any(r.feedback is not None for r in drafted) and len(drafts):
+        metrics["feedback/with_feedback_reward"] = _with_feedback(drafted, refined_from)
     return metrics
+
+
+def _with_feedback(drafted: Sequence[Rollout], refined: Sequence[Rollout]) -> float:
+    """Mean over scored drafts of the refined score where there is one, else the draft's own.
+
+    The mean of the refined alone would be of weak drafts only, and could not be compared with the drafts' mean.
+    """
+    scores = {(r.prompt_index, r.sample_index): r.verdict.score for r in drafted if r.verdict.score is not None}
+    scores |= {(r.prompt_index, r.sample_index): r.verdict.score for r in refined if r.verdict.score is not None}
+    return float(np.mean([score for score in scores.values() if score is not None]))
 
 
 def _same_reply(refined: Rollout, draft: Rollout) -> bool:

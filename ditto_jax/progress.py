@@ -134,7 +134,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, style) of what a person watches; what a run does not have is left out."""
     candidates = (
         ("draft", number(metrics, "reward"), "{:.3f}", "bold cyan"),
-        ("refined", number(metrics, "feedback/revised_reward"), "{:.3f}", "bold yellow"),
+        ("with feedback", number(metrics, "feedback/with_feedback_reward"), "{:.3f}", "bold yellow"),
         ("gap", reward_gap(metrics), "{:+.3f}", "bold"),
         ("tokens/s", number(metrics, "tokens_per_s"), "{:,.0f}", "bold"),
     )

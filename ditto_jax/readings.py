@@ -26,9 +26,9 @@ def number(row: Row, key: str) -> float | None:
 
 
 def reward_gap(row: Row) -> float | None:
-    """Returns mean refined reward minus mean draft reward: what the policy can do with feedback and not without."""
-    refined, draft = number(row, "feedback/revised_reward"), number(row, "reward")
-    return None if refined is None or draft is None else refined - draft
+    """Returns the teacher-student gap: mean reward with feedback (drafts that needed none as they are) minus without."""
+    taught, draft = number(row, "feedback/with_feedback_reward"), number(row, "reward")
+    return None if taught is None or draft is None else taught - draft
 
 
 def time_split(row: Row) -> dict[str, float]:

@@ -194,12 +194,14 @@ def _duration(seconds: float) -> str:
 
 
 def _learning_chart(reading: RunReading, name: str) -> Chart | None:
-    drawn = curves(reading.rows, {"draft": "reward", "refined": "feedback/revised_reward"})
+    rewards = {"draft": "reward", "taught": "feedback/with_feedback_reward", "refined": "feedback/revised_reward"}
+    drawn = curves(reading.rows, rewards)
     lines = [
         Line("draft reward (no feedback)", drawn, "draft", "series-0"),
-        Line("refined reward (with feedback)", drawn, "refined", "series-1", "dashed"),
+        Line("with feedback (refined where the draft needed it)", drawn, "taught", "series-1", "dashed"),
+        Line("refined rollouts alone", drawn, "refined", "muted", "dotted"),
     ]
-    note = "Rewards of sampled training rollouts; only drafts below the gate are refined."
+    note = "Rewards of sampled training rollouts. Only drafts below the gate are refined, so the refined alone are the hard ones."
     return charts.line_chart(
         f"{name}-learning", "Learning curves", "mean reward", lines, _evaluation_points(reading), note
     )
@@ -223,7 +225,7 @@ def _gap_charts(reading: RunReading, name: str) -> list[Chart | None]:
     readers = {"gap": reward_gap, "uplift": "feedback/uplift", "context": "policy/context_gap_mean"}
     drawn = curves(reading.rows, readers)
     rewards = [
-        Line("refined mean − draft mean", drawn, "gap", "series-2"),
+        Line("with feedback − without", drawn, "gap", "series-2"),
         Line("refined − its own draft (uplift)", drawn, "uplift", "muted", "dashed"),
     ]
     context = [Line("context gap", drawn, "context", "series-3")]
@@ -258,7 +260,7 @@ def _overlays(readings: Sequence[RunReading]) -> list[Chart]:
     """Learning curves of several runs, one chart per quantity, one curve per run."""
     wanted = (
         ("reward", "Draft reward (no feedback)", "reward"),
-        ("refined", "Refined reward (with feedback)", "feedback/revised_reward"),
+        ("taught", "Reward with feedback", "feedback/with_feedback_reward"),
     )
     drawn = []
     for name, title, key in wanted:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ditto_jax.chat import common_prefix
-from ditto_jax.engine import Attempt, Engine, Played
+from ditto_jax.engine import Abandoned, Attempt, Engine, Played
 from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import Room
@@ -44,9 +44,11 @@ async def draft_rollouts(
     slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
     attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
 
-    async def judged(index: int, played: Played) -> Rollout:
+    async def judged(index: int, played: Played | Abandoned) -> Rollout:
         p, s = slots[index]
         task, example = prompts[p].task, prompts[p].example
+        if isinstance(played, Abandoned):
+            return Rollout(example, RolloutRole.DRAFT, p, s, played.transcripts, _NOTHING_SAID, _unplayed(played))
         key = attempts[index].sample
         verdict = await judge.score(task, example, played.conversation, key)
         feedback = None
@@ -86,22 +88,34 @@ async def refined_rollouts(
         if d.feedback is not None
     ]
 
-    async def judged(index: int, played: Played) -> Rollout:
+    async def judged(index: int, played: Played | Abandoned) -> Rollout:
         parent = parents[index]
         task = prompts[parent.prompt_index].task
-        verdict = await judge.score(task, parent.example, played.conversation, attempts[index].sample)
+        if isinstance(played, Abandoned):
+            conversation, verdict = _NOTHING_SAID, _unplayed(played)
+        else:
+            conversation = played.conversation
+            verdict = await judge.score(task, parent.example, conversation, attempts[index].sample)
         return Rollout(
             parent.example,
             RolloutRole.REFINED,
             parent.prompt_index,
             parent.sample_index,
             played.transcripts,
-            played.conversation,
+            conversation,
             verdict,
             used_feedback=parent.feedback,
         )
 
     return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+_NOTHING_SAID = Conversation((), "")
+
+
+def _unplayed(episode: Abandoned) -> Verdict:
+    """The verdict on an episode whose partner failed: counted as unavailable, never scored."""
+    return Verdict(Outcome.UNAVAILABLE, judge="none", detail=f"an auxiliary model failed: {episode.reason}")
 
 
 def _attempt(

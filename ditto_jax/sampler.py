@@ -47,19 +47,21 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerShapes:
-    """Static shapes. `prefix` and `tail` are ascending buckets; a longer prompt than the last bucket is refused.
+    """Static shapes. `prefix` and `tail` are ascending buckets of prompt lengths; a longer prompt is refused.
 
-    max_rows: rows decoded together; chunk: decode steps between two looks of the host.
+    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them share one prefix
+    (samples of one prompt). chunk: decode steps between two looks of the host.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     tail: tuple[int, ...] = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
     max_new_tokens: int = 256
     max_rows: int = 128
+    rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
     chunk: int = 16
 
     def __post_init__(self):
-        for name in ("prefix", "tail"):
+        for name in ("prefix", "tail", "rows_per_prefix"):
             buckets = getattr(self, name)
             if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
                 raise ConfigError(f"sampler.{name}={buckets}: give ascending positive lengths, for example (64, 128)")
@@ -80,10 +82,6 @@ def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
     """Returns how many leading ids all sequences share, at most the shortest length minus one."""
     shortest = min(len(ids) for ids in sequences) - 1
     return min(shortest, *(common_prefix(sequences[0], ids) for ids in sequences))
-
-
-def _power_of_two(value: int) -> int:
-    return 1 << max(0, value - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +123,10 @@ class Sampler:
         """
         for request in requests:
             self._check(request)
+        if not requests:
+            return
         slots, rows_per_slot = self._pack(requests)
-        slots_per_batch = min(_power_of_two(len(slots)), max(1, self.shapes.max_rows // rows_per_slot))
+        slots_per_batch = max(1, self.shapes.max_rows // rows_per_slot)
         if self._mesh is not None:
             split = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
             slots_per_batch = -(-slots_per_batch // split) * split
@@ -161,15 +161,28 @@ class Sampler:
         groups: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.group, []).append(index)
-        rows_per_slot = min(_power_of_two(max(map(len, groups.values()))), self.shapes.max_rows)
+        largest = max(map(len, groups.values()))
+        rows_per_slot = next((rows for rows in self.shapes.rows_per_prefix if rows >= largest), largest)
+        rows_per_slot = min(rows_per_slot, self.shapes.rows_per_prefix[-1], self.shapes.max_rows)
+        prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
+        limit = self._prefix_limit(requests, groups, prefixes)
         slots = []
-        for members in groups.values():
-            shared = common_prefix_length([requests[i].ids for i in members])
-            shared = min(shared, self.shapes.prefix[-1])
+        for group, members in groups.items():
+            shared = min(prefixes[group], limit)
             self.prefix_tokens_reused += shared * (len(members) - 1)
             for start in range(0, len(members), rows_per_slot):
                 slots.append(_Slot(tuple(members[start : start + rows_per_slot]), shared))
         return slots, rows_per_slot
+
+    def _prefix_limit(self, requests, groups: dict[int, list[int]], prefixes: dict[int, int]) -> int:
+        """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes need."""
+        largest = self.shapes.prefix[-1]
+        shared = [prefixes[g] for g, members in groups.items() if len(members) > 1]
+        longest_shared = max([1, *(shared or prefixes.values())])
+        wanted = bucket(min(longest_shared, largest), self.shapes.prefix, "sampler.prefix")
+        lone = [len(requests[members[0]].ids) for members in groups.values() if len(members) == 1]
+        fits = max([0, *lone]) - wanted <= self.shapes.tail[-1]
+        return wanted if fits else largest
 
     def _run(self, params, requests, slots, slots_per_batch, rows_per_slot, sampling, stop_strings):
         batch, row_of = self._prompts(requests, slots, slots_per_batch, rows_per_slot)

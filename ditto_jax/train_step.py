@@ -115,7 +115,7 @@ def make_update(config: UpdateConfig, optimizer: optax.GradientTransformation, m
         zeros = jax.lax.with_sharding_constraint(zeros, shardings.params)
         empty_gap = {k: jnp.float32(0) for k in _GAP}
         (grads, sums, gap), _ = jax.lax.scan(accumulate, (zeros, zero_metrics(), empty_gap), batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         return TrainState(params, opt_state, state.updates + 1), sums, gap, norm

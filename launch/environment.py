@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from launch.malloc import keep_pages
+from model.xla_flags import apply_workarounds
 
 _DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -33,6 +34,7 @@ def set_defaults() -> None:
     """Sets the library switches that must stand before anything is imported; a value that is there stays."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    apply_workarounds()
 
 
 def ditto_home() -> Path:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from model.xla_flags import apply_workarounds
+
 _CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / f"jax-{version('jaxlib')}"
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +23,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+apply_workarounds()
 
 # A slow machine is no failure, and the same examples are tried everywhere.
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -45,3 +48,11 @@ def stories260k(soul_data_dir) -> Path:
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"{folder} is not there: the published story model is not shipped")
     return folder
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory) -> Path:
+    """The folder of a tiny policy that was trained for a minute of text: it mostly answers in the right form."""
+    from tests.tiny_run import train_policy
+
+    return train_policy(tmp_path_factory.mktemp("policy") / "tiny")

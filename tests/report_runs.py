@@ -88,6 +88,7 @@ def metrics_row(step: int, steps: int, refines: bool) -> dict[str, Any]:
     }
     if refines:
         row |= {
+            "feedback/with_feedback_reward": 0.7 + 0.1 * progress,
             "feedback/revised_reward": 0.62 + 0.12 * progress - wobble,
             "feedback/uplift": 0.6 + 0.1 * progress,
             "feedback/gate_rate": 0.8 - 0.5 * progress,

@@ -45,7 +45,7 @@ def test_slow_steps_print_at_least_every_two_seconds():
 def test_line_shows_rewards_gap_speed_split_and_times():
     row = {
         "reward": 0.412,
-        "feedback/revised_reward": 0.703,
+        "feedback/with_feedback_reward": 0.703,
         "tokens_per_s": 1240.4,
         "time/step_s": 0.8,
         "time/draft_s": 0.2,

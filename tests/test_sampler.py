@@ -17,7 +17,6 @@ from model.logprobs import GroupedIds, grouped_logprobs
 from model.sampling import SamplingParams
 from tests.tiny_policy import (
     CONFIG,
-    END,
     SHAPES,
     compiled_programs,
     make_sampler,
@@ -84,14 +83,13 @@ def test_results_do_not_depend_on_batch_neighbours():
     assert_same(run(requests[1:2]), straight()[1:2])
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 64])
+@pytest.mark.parametrize("chunk", [1, 5])
 def test_results_do_not_depend_on_the_chunk(chunk):
     assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, chunk=chunk)), straight())
 
 
-@pytest.mark.parametrize("max_rows", [1, 2])
-def test_results_do_not_depend_on_how_many_rows_decode_together(max_rows):
-    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, max_rows=max_rows)), straight())
+def test_results_do_not_depend_on_how_many_rows_decode_together():
+    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, max_rows=1)), straight())
 
 
 def test_results_do_not_depend_on_grouping():
@@ -109,22 +107,20 @@ def test_results_depend_on_the_key():
 # Sampler log-probs against training log-probs: rows as an episode leaves them, of three turns.
 
 
-def play_turns() -> tuple[list[np.ndarray], list[View]]:
+@functools.cache
+def turns() -> list[View]:
     """Returns views of rows with three sampled stretches and observations between them, their contexts shared in part."""
     requests = ragged_requests()[:5]
-    ids, masks, behaviours = [r.ids for r in requests], [], []
+    ids = [r.ids for r in requests]
     mask = [np.zeros(len(r.ids), bool) for r in requests]
     behaviour = [np.zeros(len(r.ids), np.float32) for r in requests]
     for turn in range(3):
-        asked = [
-            SampleRequest(row, r.group, r.key + np.uint32(100 * turn), 3 + n) for n, (row, r) in enumerate(zip(ids, requests, strict=True))
-        ]
+        asked = [SampleRequest(ids[n], r.group, r.key + np.uint32(100 * turn), 3 + n) for n, r in enumerate(requests)]
         for n, sampled in enumerate(run(asked)):
             seen = some_ids(50 + 10 * turn + n, 1 + (n + turn) % 3)  # an observation
             ids[n] = np.concatenate([ids[n], sampled.ids, seen])
             mask[n] = np.concatenate([mask[n], np.ones(len(sampled.ids), bool), np.zeros(len(seen), bool)])
             behaviour[n] = np.concatenate([behaviour[n], sampled.logprobs, np.zeros(len(seen), np.float32)])
-    masks, behaviours = mask, behaviour
     return [
         View(
             role=ViewRole.DRAFT,
@@ -132,19 +128,14 @@ def play_turns() -> tuple[list[np.ndarray], list[View]]:
             rollout=n,
             context=ids[n][: len(r.ids)],
             response=ids[n][len(r.ids) :],
-            loss_mask=masks[n][len(r.ids) :],
-            behaviour=behaviours[n][len(r.ids) :],
+            loss_mask=mask[n][len(r.ids) :],
+            behaviour=behaviour[n][len(r.ids) :],
             reward=1.0,
             truncated=False,
             cross=False,
         )
         for n, r in enumerate(requests)
     ]
-
-
-@functools.cache
-def turns() -> list[View]:
-    return play_turns()
 
 
 training_logprobs = quickly_compiled(lambda p, grouped: grouped_logprobs(p, CONFIG, grouped))
@@ -178,13 +169,10 @@ def test_the_logprob_comparison_notices_that(change):
     assert gap(change) > 1e-4
 
 
-def test_truncated_sampling_reports_the_distribution_that_was_drawn_from():
-    narrow = run(ragged_requests(), sampling=SamplingParams(top_k=1))
-    assert all((s.logprobs == 0).all() for s in narrow)
-    greedy = run(ragged_requests(), sampling=SamplingParams(temperature=0.0))
-    for one, other in zip(narrow, greedy, strict=True):
-        np.testing.assert_array_equal(one.ids, other.ids)
-        assert (other.logprobs < 0).any()
+def test_greedy_replies_need_no_key():
+    greedy = SamplingParams(temperature=0.0)
+    other = [dataclasses.replace(r, key=r.key + np.uint32(1)) for r in ragged_requests()]
+    assert_same(run(other, sampling=greedy), run(ragged_requests(), sampling=greedy))
 
 
 # When a reply ends.
@@ -242,10 +230,10 @@ def test_the_earliest_of_several_stop_strings_wins_and_other_rows_go_on():
 
 
 def test_finished_rows_are_handed_over_at_the_chunk_boundary_where_they_end():
-    limits = (1, 3, 12)
-    requests = [dataclasses.replace(r, max_new_tokens=n) for r, n in zip(ragged_requests()[:3], limits, strict=True)]
+    limits = (1, 3, 12, 4, 1)
+    requests = [dataclasses.replace(r, max_new_tokens=n) for r, n in zip(ragged_requests()[:5], limits, strict=True)]
     batches = make_sampler(stop_ids=NEVER).generate(params(), requests, PLAIN)
-    assert [sorted(index for index, _ in batch) for batch in batches] == [[0], [1], [2]]
+    assert [sorted(index for index, _ in batch) for batch in batches] == [[0, 4], [1, 3], [2]]
 
 
 # What is refused.
@@ -292,26 +280,21 @@ def lengths(prefix: int, tails: tuple[int, ...]) -> list[SampleRequest]:
 
 
 def test_ragged_batches_recompile_nothing_after_warm_up():
-    sampler = make_sampler()
+    sampler = make_sampler(stop_ids=NEVER)
     list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
     with compiled_programs() as programs:
         for prefix, tails in ((3, (8, 2, 1)), (16, (5, 5, 5, 7)), (12, (1, 2, 8)), (1, (4, 4, 4))):
             list(sampler.generate(params(), lengths(prefix, tails), PLAIN))
+        # A lone long prompt must not widen the prefix that the others share.
+        alone = request(some_ids(6, 24), 2, 900)
+        list(sampler.generate(params(), [*lengths(9, (1, 6, 3)), alone], PLAIN))
     assert programs == []
 
 
 def test_the_compile_count_notices_a_new_bucket():
-    sampler = make_sampler()
+    sampler = make_sampler(stop_ids=NEVER)
     list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
     with compiled_programs() as programs:
-        list(sampler.generate(params(), lengths(9, (1, 6, 30)), PLAIN))
+        # As long as the largest prefix and the largest tail together allow.
+        list(sampler.generate(params(), [request(some_ids(5, 64), 0, 0)], PLAIN))
     assert any("prefill" in name for name in programs)
-
-
-def test_a_marker_token_ends_a_reply_by_default():
-    long = dataclasses.replace(SHAPES, max_new_tokens=64)
-    requests = [dataclasses.replace(r, max_new_tokens=64) for r in ragged_requests()]
-    found = run(requests, long, stop_ids=(END,))
-    assert any(s.finish_reason is FinishReason.STOP for s in found)
-    assert all((s.ids[-1] == END) == (s.finish_reason is FinishReason.STOP) for s in found)
-    assert all((s.ids[:-1] != END).all() for s in found)

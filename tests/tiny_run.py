@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
-from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig, SourceConfig, TaskConfig, TrainConfig
+from ditto_jax.evaluate import read_evaluations
 from ditto_jax.loop import train
 from ditto_jax.metrics import is_timing
 from ditto_jax.objective import ObjectiveConfig
@@ -38,6 +39,7 @@ OPTIONS: Mapping[str, Any] = {
     "noise": 0.0,
     "orders": [0, 1],
 }
+STEPS = 3
 COMMAND = ["ditto-jax", "train", "--config", "tiny.yaml"]
 
 
@@ -80,7 +82,7 @@ def train_policy(folder: Path) -> Path:
 
 
 def run_config(policy: Path, output_dir: Path, **changes: Any) -> RunConfig:
-    """Returns a run of three steps with two prompts of four drafts; keywords are fields of RunConfig."""
+    """Returns a run of STEPS steps with two prompts of four drafts; keywords are fields of RunConfig."""
     values: dict[str, Any] = {
         "model_name_or_path": str(policy),
         "output_dir": str(output_dir),
@@ -91,7 +93,7 @@ def run_config(policy: Path, output_dir: Path, **changes: Any) -> RunConfig:
         "sampler": SamplerShapes(prefix=(96,), tail=(1, 48), max_new_tokens=32, max_rows=32, chunk=32),
         "objective": ObjectiveConfig(name="ditto"),
         "optimizer": OptimizerConfig(learning_rate=1e-3),
-        "train": TrainConfig(max_steps=3, prefix=(96,), suffix=(128,), lanes=(12,)),
+        "train": TrainConfig(max_steps=STEPS, prefix=(96,), suffix=(128,), lanes=(12,)),
         "evaluation": EvalConfig(tasks=(story_task(8, "test"),), bootstrap=50),
         "save_steps": 1,
     }
@@ -107,3 +109,24 @@ def train_quietly(config: RunConfig) -> RunDirectory:
 def learned(run: RunDirectory) -> list[dict[str, Any]]:
     """Returns the rows of metrics.jsonl without what depends on the machine."""
     return [{name: value for name, value in row.items() if not is_timing(name)} for row in run.read_metrics()]
+
+
+def contents(run: RunDirectory) -> dict[int, list[dict[str, Any]]]:
+    """Returns step → the rollouts recorded for it."""
+    return {step: run.read_rollouts(step) for step in run.rollout_steps()}
+
+
+def saved_arrays(run: RunDirectory) -> list[np.ndarray]:
+    """Returns every array of the newest checkpoint: parameters, optimizer state, update count."""
+    newest = max(int(folder.name) for folder in run.checkpoints.iterdir() if folder.name.isdigit())
+    with ocp.StandardCheckpointer() as reader:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(reader.restore(run.checkpoints.resolve() / str(newest) / "state"))]
+
+
+def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
+    """Asserts that two runs learned the same: metrics, rollouts, evaluations and training state, bit for bit."""
+    assert learned(run) == learned(other)
+    assert contents(run) == contents(other)
+    assert read_evaluations(run) == read_evaluations(other)
+    for mine, theirs in zip(saved_arrays(run), saved_arrays(other), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

@@ -121,7 +121,10 @@ def test_a_token_depends_on_its_key_and_number_alone():
 
 def test_keys_and_numbers_give_different_tokens():
     same_key = drawn(
-        np.broadcast_to(LOGITS, (64, VOCAB)), np.zeros((64, 2), np.uint32), np.arange(64, dtype=np.int32), SamplingParams()
+        np.broadcast_to(LOGITS, (64, VOCAB)),
+        np.zeros((64, 2), np.uint32),
+        np.arange(64, dtype=np.int32),
+        SamplingParams(),
     )[0]
     assert len(set(np.asarray(same_key).tolist())) > 5
     assert len(set(many(LOGITS, SamplingParams(), 64)[0].tolist())) > 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ditto_jax.tasks.answers import answer_letter, answer_text, named_candidates, visible_text
+from ditto_jax.tasks.base import Source
+from ditto_jax.tasks.hitom_files import read_choices
 from ditto_jax.tasks.registry import get_task
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 
@@ -117,3 +119,14 @@ def test_helpers_return_what_they_say():
     assert answer_letter("<answer>bb</answer>") is None
     assert named_candidates("the Red-Box and a box", ["box", "red_box"]) == {"box", "red box"}
     assert named_candidates("the red_box", ["box", "red_box", ""]) == {"red box"}
+
+
+def test_hitom_in_words_accepts_exactly_one_option_and_no_letter():
+    task = get_task("hitom", {"answer_format": "text", "prompt_style": "compact"})
+    example = task.load(Source(limit=1))[0]
+    other = next(t for t in read_choices(str(example.payload["choices"])).values() if t != example.gold)
+    answers = {example.gold: 1.0, example.gold.replace("_", " ").upper(): 1.0, other: 0.0, "": 0.0}
+    answers |= {str(example.payload["gold_letter"]): 0.0, f"{example.gold} or {other}": 0.0}
+    for answer, score in answers.items():
+        verdict = task.rule_score(example, Conversation((), f"so <answer>{answer}</answer>"))
+        assert verdict is not None and verdict.score == score, answer

@@ -1,0 +1,1 @@
+"""Tasks: examples, prompts, scores and feedback by rule. Nothing here imports jax."""
