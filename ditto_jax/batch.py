@@ -1,8 +1,9 @@
 """Views → fixed-shape arrays for the update: groups of rows that share a token prefix, packed, in micro-batches.
 
 The rows of one prompt stay together: their common token prefix, found by comparing ids, is stored once, and what follows it is packed side by
-side into lanes. Shapes are buckets from the configuration, so that failed judges and closed gates recompile
-nothing. Missing rows and groups are padding with row_valid = False.
+side into lanes. A group has a fixed number of lanes; a prompt that needs more takes several groups. Shapes depend on the
+configuration and on length buckets, never on how many rows there happen to be: what is missing is padding with row_valid
+= False, and micro-batches of nothing else are skipped when they run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from model.logprobs import GroupedIds
 
 
 class TrainBatch(NamedTuple):
-    """Arrays of one optimiser update: M micro-batches of n groups of S rows of T suffix tokens.
+    """Arrays of one optimiser update: M micro-batches of n groups of up to S rows of T suffix tokens.
 
     grouped: ids, [M, n, ...]. loss_mask bool, behaviour and anchor float32 [M, n, S, T] (anchor is filled by the scoring pass);
     weights float32, role int32, cross and row_valid bool [M, n, S].
@@ -35,20 +36,23 @@ class TrainBatch(NamedTuple):
 
 
 class BatchShapes(NamedTuple):
-    """Static shape of a batch: M, n, S, and ascending buckets: prefix and suffix lengths, lanes a group."""
+    """Static shape of a batch: M, n, S, C lanes a group, and ascending length buckets of prefix and suffix."""
 
     micro_batches: int
     groups: int
     rows: int
+    lanes: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
-    lanes: tuple[int, ...]
 
 
-def lane_buckets(rows: int, configured: Sequence[int]) -> tuple[int, ...]:
-    """Returns the configured buckets, or quarters of `rows`; a lane for every row is always the last resort."""
-    chosen = configured or [-(-rows * quarter // 4) for quarter in (1, 2, 3)]
-    return (*sorted({lanes for lanes in chosen if lanes < rows}), rows)
+def batch_shapes(
+    prompts: int, rows: int, groups: int, lanes: int, prefix: tuple[int, ...], suffix: tuple[int, ...]
+) -> BatchShapes:
+    """Returns shapes with room for `prompts` prompts of up to `rows` rows, even if every row fills a lane."""
+    lanes = min(lanes, rows)
+    most = prompts * -(-rows // lanes)
+    return BatchShapes(-(-most // groups), groups, rows, lanes, prefix, suffix)
 
 
 def by_prompt(views: Sequence[View]) -> dict[int, list[int]]:
@@ -60,36 +64,39 @@ def by_prompt(views: Sequence[View]) -> dict[int, list[int]]:
 
 
 def pack(
-    views: Sequence[View], groups: Sequence[Sequence[int]], weights: np.ndarray, live: np.ndarray, shapes: BatchShapes
+    views: Sequence[View], prompts: Sequence[Sequence[int]], weights: np.ndarray, live: np.ndarray, shapes: BatchShapes
 ) -> TrainBatch:
     """Returns the arrays of one update.
 
-    groups: view indices of each prompt; at most M * n of them with at most S rows. weights float32 and live bool, one per view:
-    rows that are not live (failed verdict, truncated) are packed as padding.
+    prompts: view indices of each prompt. weights float32 and live bool, one per view: rows that are not live (failed verdict,
+    truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if `shapes` has no room.
     """
-    count = shapes.micro_batches * shapes.groups
-    if len(groups) > count or any(len(members) > shapes.rows for members in groups):
-        raise ValueError(f"{len(groups)} groups of up to {max(map(len, groups))} rows do not fit {shapes}")
-    kept = [[i for i in members if live[i]] for members in groups]
+    kept = [[i for i in members if live[i]] for members in prompts]
+    kept = [rows for rows in kept if rows]
     # What exceeds the largest prefix bucket is repeated in the lanes, as in the sampler.
-    shared = [
-        min(common_prefix_length([views[i].context for i in rows]), shapes.prefix[-1]) if rows else 0 for rows in kept
-    ]
+    shared = [min(common_prefix_length([views[i].context for i in rows]), shapes.prefix[-1]) for rows in kept]
     sizes = [
         [len(views[i].context) + len(views[i].response) - prefix for i in rows]
         for rows, prefix in zip(kept, shared, strict=True)
     ]
     prefix_width = bucket(max([1, *shared]), shapes.prefix, "train.prefix")
     suffix_width = bucket(max([2, *(size for row in sizes for size in row)]), shapes.suffix, "train.suffix")
-    places = [_first_fit(row, suffix_width) for row in sizes]
-    lanes = bucket(max([1, *(1 + lane for place in places for lane, _ in place)]), shapes.lanes, "train.lanes")
-    flat = _empty(count, shapes.rows, prefix_width, suffix_width, lanes)
-    for g, rows in enumerate(kept):
-        if rows:
-            flat.grouped.prefix_ids[g, : shared[g]] = views[rows[0]].context[: shared[g]]
-            flat.grouped.prefix_length[g] = shared[g]
-        for s, (index, place) in enumerate(zip(rows, places[g], strict=True)):
-            _fill(flat, g, s, views[index], shared[g], place, float(weights[index]))
+    flat = _empty(shapes, prefix_width, suffix_width)
+    group = 0
+    for rows, prefix, lengths in zip(kept, shared, sizes, strict=True):
+        places = _first_fit(lengths, suffix_width)
+        needed = 1 + max(lane for lane, _ in places) // shapes.lanes
+        if group + needed > len(flat.row_valid) or len(rows) > shapes.rows:
+            raise ValueError(f"{len(prompts)} prompts with up to {max(map(len, kept))} rows do not fit {shapes}")
+        filled = [0] * needed
+        for index, (lane, offset) in zip(rows, places, strict=True):
+            part, lane = divmod(lane, shapes.lanes)
+            _fill(flat, group + part, filled[part], views[index], prefix, (lane, offset), float(weights[index]))
+            filled[part] += 1
+        for g in range(group, group + needed):
+            flat.grouped.prefix_ids[g, :prefix] = views[rows[0]].context[:prefix]
+            flat.grouped.prefix_length[g] = prefix
+        group += needed
     return _split(flat, shapes)
 
 
@@ -106,8 +113,10 @@ def _first_fit(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:
     return places
 
 
-def _empty(count: int, rows: int, prefix: int, suffix: int, lanes: int) -> TrainBatch:
-    per_row, per_token, per_lane = (count, rows), (count, rows, suffix), (count, lanes, suffix)
+def _empty(shapes: BatchShapes, prefix: int, suffix: int) -> TrainBatch:
+    count = shapes.micro_batches * shapes.groups
+    per_row, per_token = (count, shapes.rows), (count, shapes.rows, suffix)
+    per_lane = (count, shapes.lanes, suffix)
     grouped = GroupedIds(
         prefix_ids=np.zeros((count, prefix), np.int32),
         prefix_length=np.zeros(count, np.int32),

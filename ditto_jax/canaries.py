@@ -1,7 +1,7 @@
 """Small computations that a sound jax gets right: each names a fault that some released version has had.
 
-In: the present process (and, where a fault would end it, a new one). Out: one `Canary` each, with what was seen and what
-to do. A failing canary means that results of training on this machine cannot be trusted, or that it will be very slow.
+In: the present process (and, where a fault would end it, a new one). Out: one `Canary` each, with what was seen and
+what to do. A failing canary means that training on this machine cannot be trusted, or that it will be very slow.
 """
 
 from __future__ import annotations

@@ -99,21 +99,21 @@ class RolloutConfig:
 class TrainConfig:
     """The update: how often, in what pieces, and the length buckets of its rows (ascending).
 
-    lanes: how many lanes of `suffix` tokens the rows of one prompt are packed into, as buckets; empty: a quarter, half, three
-    quarters and all of the number of rows.
+    A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a prompt that needs more
+    takes several groups. micro_batch: groups computed at once, the measure of memory.
     """
 
     max_steps: int = 120
     updates_per_step: int = 1
-    micro_batches: int = 1
+    micro_batch: int = 16
+    lanes: int = 8
     prefix: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     suffix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-    lanes: tuple[int, ...] = ()
     remat: bool = False
     logprob_chunk: int = 4096
 
     def __post_init__(self):
-        for name in ("max_steps", "updates_per_step", "micro_batches", "logprob_chunk"):
+        for name in ("max_steps", "updates_per_step", "micro_batch", "lanes", "logprob_chunk"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)}: must be at least 1")
 

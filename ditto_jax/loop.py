@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ditto_jax.advantages import AdvantageResult, RowTable, assign
-from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, lane_buckets, pack
+from ditto_jax.batch import BatchShapes, TrainBatch, batch_shapes, by_prompt, pack
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import DittoError, Preempted
@@ -147,19 +147,16 @@ class Trainer:
 
 
 def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
-    per_update = -(-config.rollout.prompts_per_step // config.train.updates_per_step)
-    split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
-    groups = -(-per_update // config.train.micro_batches)
-    refined_views = len(make_objective(config.objective).views) - 1
-    rows = config.rollout.num_generations * (1 + refined_views)
     train = config.train
-    return BatchShapes(
-        micro_batches=train.micro_batches,
-        groups=-(-groups // split) * split,
-        rows=rows,
+    split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
+    refined_views = len(make_objective(config.objective).views) - 1
+    return batch_shapes(
+        prompts=-(-config.rollout.prompts_per_step // train.updates_per_step),
+        rows=config.rollout.num_generations * (1 + refined_views),
+        groups=-(-train.micro_batch // split) * split,
+        lanes=train.lanes,
         prefix=train.prefix,
         suffix=train.suffix,
-        lanes=lane_buckets(rows, train.lanes),
     )
 
 

@@ -7,10 +7,12 @@ anew in every epoch. Knows nothing of tokens or policies.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from ditto_jax.config import TaskConfig
@@ -85,8 +87,9 @@ class PromptStream:
             raise DataError("tasks: the run has no task to train on; list at least one under `tasks`")
         self._tasks = list(tasks)
         self._seed = seed
-        total = sum(task.weight for task in tasks)
-        self._shares = [task.weight / total for task in tasks]
+        weights = [Fraction(task.weight) for task in tasks]
+        scale = math.lcm(*(weight.denominator for weight in weights))
+        self._weights = [int(weight * scale) for weight in weights]
         self._drawn: list[tuple[int, int]] = []  # position → task, and how many prompts of it came before
         self._counts = [0] * len(self._tasks)
         self._orders: dict[int, tuple[int, list[int]]] = {}  # task → its present epoch and the order of its examples
@@ -124,12 +127,20 @@ class PromptStream:
         return order
 
     def _which(self, index: int) -> tuple[int, int]:
-        """Returns (task, how many prompts of it came before). The next prompt is of the task furthest behind its share."""
+        """Returns (task, how many prompts of it came before): each task stays within one prompt of its share.
+
+        Of the tasks that another prompt would not put a whole prompt ahead, the next is the one that would be the first to
+        fall a whole prompt behind (Steiner and Yeomans, 1993). In integers, so that no rounding decides.
+        """
+        total = sum(self._weights)
         while len(self._drawn) <= index:
             position = len(self._drawn) + 1
-            behind = [share * position - count for share, count in zip(self._shares, self._counts, strict=True)]
-            # Rounded, so that equal shares take turns in the order of the tasks.
-            which = max(range(len(behind)), key=lambda t: (round(behind[t], 9), -t))
+            due = [
+                (-(-(count + 1) * total // weight), task)
+                for task, (count, weight) in enumerate(zip(self._counts, self._weights, strict=True))
+                if count * total < weight * position
+            ]
+            which = min(due)[1]
             self._drawn.append((which, self._counts[which]))
             self._counts[which] += 1
         return self._drawn[index]

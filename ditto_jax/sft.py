@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ditto_jax.batch import BatchShapes, TrainBatch, by_prompt, lane_buckets, pack
+from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
 from ditto_jax.chat import ChatFormat
 from ditto_jax.config import TaskConfig
 from ditto_jax.errors import ConfigError
@@ -51,7 +51,6 @@ class StageConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     stories_per_step: int = 16
     questions_per_story: int = 6
-    micro_batches: int = 1
     careful_unaided: float = 1.0
     careful_reading: float = 1.0
     careful_content_free: float = 1.0
@@ -60,22 +59,18 @@ class StageConfig:
     story_loss: float = 0.2
 
     def __post_init__(self):
-        if self.stories_per_step % self.micro_batches:
-            raise ConfigError(
-                f"stages.{self.name}.stories_per_step={self.stories_per_step}: must be a multiple of micro_batches="
-                f"{self.micro_batches}"
-            )
         if any(task.source.kind != "generated" for task in self.tasks) or not self.tasks:
             raise ConfigError(f"stages.{self.name}.tasks: give at least one task with source.kind=generated")
 
 
 @dataclasses.dataclass(frozen=True)
 class LengthBuckets:
-    """Ascending buckets in tokens: story (prefix), lane (suffix), and how many lanes the questions of a story fill."""
+    """Ascending length buckets of story (prefix) and lane (suffix), lanes a group, and groups computed at once."""
 
     prefix: tuple[int, ...] = (128,)
     suffix: tuple[int, ...] = (128,)
-    lanes: tuple[int, ...] = ()
+    lanes: int = 4
+    micro_batch: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +169,13 @@ def _sft_update(optimizer: optax.GradientTransformation, config: ModelConfig, st
         reply_tokens = jnp.maximum(1.0, jnp.sum(batch.loss_mask & batch.row_valid[..., None]))
         story_tokens = jnp.maximum(1.0, jnp.sum(batch.grouped.prefix_length))
 
-        def accumulate(carry, micro):
+        def add(carry, micro):
             grads, total = carry
             (_, nll), more = jax.value_and_grad(loss_of, has_aux=True)(state.params, micro, reply_tokens, story_tokens)
-            return (jax.tree.map(jnp.add, grads, more), total + nll), None
+            return jax.tree.map(jnp.add, grads, more), total + nll
+
+        def accumulate(carry, micro):
+            return jax.lax.cond(jnp.any(micro.row_valid), add, lambda carry, _: carry, carry, micro), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (grads, nll), _ = jax.lax.scan(accumulate, (zeros, jnp.float32(0)), batch)
@@ -209,13 +207,13 @@ def train_stage(
     state = make_state(params, optimizer, mesh)
     update = _sft_update(optimizer, config, stage.story_loss, mesh)
     data = StageData(stage, seed)
-    batch_shapes = BatchShapes(
-        micro_batches=stage.micro_batches,
-        groups=stage.stories_per_step // stage.micro_batches,
+    packed = batch_shapes(
+        prompts=stage.stories_per_step,
         rows=stage.questions_per_story,
+        groups=shapes.micro_batch,
+        lanes=shapes.lanes,
         prefix=shapes.prefix,
         suffix=shapes.suffix,
-        lanes=lane_buckets(stage.questions_per_story, shapes.lanes),
     )
     end_id = chat_format.stop_ids[0]
     started = time.monotonic()
@@ -223,6 +221,6 @@ def train_stage(
         views = views_of_stories(data.stories(step), chat_format, tokenizer, end_id)
         groups = list(by_prompt(views).values())
         ones = np.ones(len(views), np.float32)
-        state, nll = update(state, pack(views, groups, ones, ones.astype(bool), batch_shapes))
+        state, nll = update(state, pack(views, groups, ones, ones.astype(bool), packed))
         report(step + 1, nll, time.monotonic() - started)
     return state.params

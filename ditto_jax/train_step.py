@@ -103,13 +103,17 @@ def make_update(config: UpdateConfig, optimizer: optax.GradientTransformation, m
         flat = [_rows(x, n) for x, n in ((batch.loss_mask, 1), (batch.role, 0), (batch.row_valid, 0))]
         denominator = denominators(*flat, config.objective)
 
-        def accumulate(carry, micro):
+        def add(carry, micro):
             grads, sums, gap = carry
             (_, (more_sums, more_gap)), more = jax.value_and_grad(_loss, has_aux=True)(
                 state.params, micro, denominator, config
             )
             grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, more)
-            return (grads, add_metrics(sums, more_sums), _add_gap(gap, more_gap)), None
+            return grads, add_metrics(sums, more_sums), _add_gap(gap, more_gap)
+
+        def accumulate(carry, micro):
+            # There are as many micro-batches as the fullest step needs; those of padding alone cost nothing.
+            return jax.lax.cond(jnp.any(micro.row_valid), add, lambda carry, _: carry, carry, micro), None
 
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         zeros = jax.lax.with_sharding_constraint(zeros, shardings.params)
@@ -145,15 +149,19 @@ def make_score(config: UpdateConfig, mesh: Mesh, params_shardings: Any):
     """Returns the function (params, batch) → float32[M, n, S, T] log-probs under the training context: the anchors."""
 
     def score(params, batch: TrainBatch):
-        def one(_, micro):
-            lp = grouped_logprobs(
+        def logprobs(micro):
+            return grouped_logprobs(
                 params,
                 config.model,
                 micro.grouped,
                 temperature=config.temperature,
                 chunk=config.logprob_chunk,
             )
-            return None, lp
+
+        def one(_, micro):
+            return None, jax.lax.cond(
+                jnp.any(micro.row_valid), logprobs, lambda micro: jnp.zeros_like(micro.anchor), micro
+            )
 
         return jax.lax.scan(one, None, batch)[1]
 

@@ -100,32 +100,30 @@ def _config_paths(args: Sequence[str]) -> list[str]:
         raise ConfigError("--config: name a YAML file, for example --config configs/quickstart.yaml") from None
 
 
+_CONFIG = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(help="YAML file or name of a packaged preset; later ones override earlier ones", metavar="FILE"),
+]
+_PRINT_CONFIG = Annotated[
+    tyro.conf.FlagCreatePairsOff[bool],
+    tyro.conf.arg(help="print every setting and where it came from, and stop"),
+]
+
+
 def _flags_class(cls: type, loaded: Any, options: Sequence[tuple[str, Any, Any]]) -> Any:
-    """Builds the dataclass whose fields are the flags; those of the config stand at the top level."""
-    help_of = {
-        "config": "YAML file or name of a packaged preset; repeatable, later ones override earlier ones",
-        "print_config": "print every setting and where it came from, and stop",
-    }
-    settings = (
-        dataclasses.field(default_factory=cls) if loaded is None else dataclasses.field(default_factory=lambda: loaded)
+    """Builds the dataclass whose fields are the flags; those of the config stand at the top level.
+
+    Without a loaded config the defaults of its fields are shown, but not built: together they may be impossible.
+    """
+    settings: Any = dataclasses.MISSING if loaded is None else loaded
+    fields = [("config", _CONFIG, ()), ("print_config", _PRINT_CONFIG, False), *options]
+    fields = [*fields, ("settings", Annotated[cls, tyro.conf.arg(name="")], settings)]
+    return dataclasses.make_dataclass(
+        "Flags",
+        [(name, type_, dataclasses.field(default=default)) for name, type_, default in fields],
+        frozen=True,
+        kw_only=True,
     )
-    fields = [
-        (
-            "config",
-            Annotated[
-                tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(help=help_of["config"], metavar="FILE")
-            ],
-            dataclasses.field(default=()),
-        ),
-        (
-            "print_config",
-            Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help=help_of["print_config"])],
-            dataclasses.field(default=False),
-        ),
-        *((name, type_, dataclasses.field(default=default)) for name, type_, default in options),
-        ("settings", Annotated[cls, tyro.conf.arg(name="")], settings),
-    ]
-    return dataclasses.make_dataclass("Flags", fields, frozen=True)
 
 
 def _registry() -> ConstructorRegistry:
@@ -137,7 +135,7 @@ def _registry() -> ConstructorRegistry:
         arguments = typing.get_args(info.type)
         if info.type_origin is not tuple or len(arguments) != 2 or not dataclasses.is_dataclass(arguments[0]):
             return None
-        record = arguments[0]
+        record: Any = arguments[0]
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="YAML",
@@ -167,10 +165,10 @@ def _unknown(unknown: Sequence[str], flags: Any) -> str:
     known = _names(flags)
     # `--learning_rate` for `--optimizer.learning_rate`: the last part says what was meant.
     same_end = [name for name in known if name.rpartition(".")[2] == wanted.rpartition(".")[2]]
-    near = same_end or difflib.get_close_matches(wanted, known, n=3)
+    near = same_end or difflib.get_close_matches(wanted, known, n=1)
     if not near:
         ends = {name.rpartition(".")[2]: name for name in known}
-        near = [ends[end] for end in difflib.get_close_matches(wanted.rpartition(".")[2], ends, n=3)]
+        near = [ends[end] for end in difflib.get_close_matches(wanted.rpartition(".")[2], ends, n=1)]
     hint = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else "see --help"
     return f"unknown flag {flag}; {hint}"
 

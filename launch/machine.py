@@ -94,7 +94,9 @@ def _devices() -> Iterator[Fact]:
         return
     kinds: dict[str, int] = {}
     for device in devices:
-        kinds[f"{device.platform} ({device.device_kind})"] = kinds.get(f"{device.platform} ({device.device_kind})", 0) + 1
+        kinds[f"{device.platform} ({device.device_kind})"] = (
+            kinds.get(f"{device.platform} ({device.device_kind})", 0) + 1
+        )
     yield Fact("devices", ", ".join(f"{count} x {kind}" for kind, count in kinds.items()))
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit:

@@ -1,8 +1,8 @@
 """Switches off the part of XLA that computes wrong values on some CPU versions, before XLA reads its flags.
 
 From jaxlib 0.10.2 up to 0.12, fused reductions of the CPU's YNNPACK library return wrong numbers for a vmapped
-matrix-vector product that is summed (jax issue 39103) and crash on reductions of rank 7 (39257). Without that fusion both
-are right, at about the same speed. `ditto_jax.canaries` checks that they are. Imports no jax.
+matrix-vector product that is summed (jax issue 39103) and crash on reductions of rank 7 (39257). Without that fusion
+both are right, at about the same speed. `ditto_jax.canaries` checks that they are. Imports no jax.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ training_logprobs = quickly_compiled(lambda p, grouped: grouped_logprobs(p, CONF
 
 def gap(change=lambda grouped: grouped) -> float:
     """Returns the largest |sampler log-prob - training log-prob| over the sampled tokens."""
-    shapes = BatchShapes(micro_batches=1, groups=2, rows=3, prefix=(16,), suffix=(48,), lanes=(3,))
+    shapes = BatchShapes(micro_batches=1, groups=2, rows=3, lanes=3, prefix=(16,), suffix=(48,))
     ones = np.ones(len(turns()), np.float32)
     batch = pack(turns(), [[0, 1, 2], [3, 4]], ones, ones.astype(bool), shapes)
     grouped = change(GroupedIds(*(array[0] for array in batch.grouped)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def story_task(limit: int = 64, split: str = "train", **changes: Any) -> TaskCon
     return TaskConfig(**{"name": "hitom", "source": source, "options": dict(OPTIONS), **changes})
 
 
+def file_task(path: str, optional: bool = False, **changes: Any) -> TaskConfig:
+    """Returns the task on the public file or folder at `path`."""
+    source = SourceConfig(kind="files", path=path, split="test", optional=optional)
+    return TaskConfig(**{"name": "hitom", "source": source, "options": {"prompt_style": "compact"}, **changes})
+
+
 def sft_config(output_dir: Path, steps: int = 60, **changes: Any) -> SFTConfig:
     """Returns a supervised run of two stages; the second has a tenth of the steps."""
     stage = StageConfig(
@@ -70,7 +77,7 @@ def sft_config(output_dir: Path, steps: int = 60, **changes: Any) -> SFTConfig:
         ),
         "tokenizer": TokenizerConfig(vocab_size=420, examples=40),
         "stages": (stage, habit),
-        "shapes": LengthBuckets(prefix=(96,), suffix=(128,), lanes=(2,)),
+        "shapes": LengthBuckets(prefix=(96,), suffix=(128,), lanes=2),
     }
     return SFTConfig(**{**values, **changes})
 
@@ -79,6 +86,11 @@ def train_policy(folder: Path) -> Path:
     """Returns `folder`, with a policy that mostly answers in the right form."""
     with contextlib.redirect_stdout(io.StringIO()):
         return run_sft(sft_config(folder), ["ditto-jax", "sft"])
+
+
+def train_config(steps: int) -> TrainConfig:
+    """Returns the update, in one micro-batch as long as the rows of a prompt fill no more than four lanes."""
+    return TrainConfig(max_steps=steps, micro_batch=8, prefix=(96,), suffix=(128,), lanes=4)
 
 
 def run_config(policy: Path, output_dir: Path, **changes: Any) -> RunConfig:
@@ -93,7 +105,7 @@ def run_config(policy: Path, output_dir: Path, **changes: Any) -> RunConfig:
         "sampler": SamplerShapes(prefix=(96,), tail=(1, 48), max_new_tokens=32, max_rows=32, chunk=32),
         "objective": ObjectiveConfig(name="ditto"),
         "optimizer": OptimizerConfig(learning_rate=1e-3),
-        "train": TrainConfig(max_steps=STEPS, prefix=(96,), suffix=(128,), lanes=(12,)),
+        "train": train_config(STEPS),
         "evaluation": EvalConfig(tasks=(story_task(8, "test"),), bootstrap=50),
         "save_steps": 1,
     }
@@ -104,6 +116,16 @@ def train_quietly(config: RunConfig) -> RunDirectory:
     """Trains without a word on the terminal; returns the run directory."""
     with contextlib.redirect_stdout(io.StringIO()):
         return RunDirectory(train(config, COMMAND))
+
+
+def status(run: RunDirectory) -> dict[str, Any]:
+    """Returns STATUS.json."""
+    return json.loads((run.path / "STATUS.json").read_text())
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns relative path → content of every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def learned(run: RunDirectory) -> list[dict[str, Any]]:

@@ -1,0 +1,286 @@
+"""Views keep their tokens, packing places each of them once, and the shapes of a batch come from buckets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.errors import ConfigError
+from ditto_jax.types import (
+    Author,
+    Conversation,
+    Example,
+    Feedback,
+    FinishReason,
+    Outcome,
+    Rollout,
+    RolloutRole,
+    Span,
+    Transcript,
+    Verdict,
+    ViewRole,
+)
+from ditto_jax.views import View, views_of
+from model.logprobs import GroupedIds
+
+PROMPTS, ROWS = 4, 5
+SHAPES = batch_shapes(PROMPTS, ROWS, groups=2, lanes=2, prefix=(4, 12), suffix=(12, 24))
+
+
+class Batch(NamedTuple):
+    """Arguments of `pack`. `weights` are distinct and positive, so that a packed row tells which view it is."""
+
+    views: list[View]
+    prompts: list[list[int]]
+    weights: np.ndarray
+    live: np.ndarray
+
+
+@st.composite
+def batches(draw) -> Batch:
+    """Views of up to four prompts, whose contexts share a start, and some rows that are not live."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    views: list[View] = []
+    for prompt in range(draw(st.integers(0, PROMPTS))):
+        shared = rng.integers(1, 90, draw(st.integers(0, 11)))
+        for _ in range(draw(st.integers(1, ROWS))):
+            context = np.concatenate([shared, rng.integers(1, 90, draw(st.integers(1, 3)))]).astype(np.int32)
+            views.append(view(rng, prompt, context, draw(st.integers(1, 8)), len(views)))
+    live = np.array(draw(st.lists(st.booleans(), min_size=len(views), max_size=len(views))), bool)
+    return Batch(views, list(by_prompt(views).values()), weights_of(views), live)
+
+
+def weights_of(views: Sequence[View]) -> np.ndarray:
+    return np.arange(1, len(views) + 1).astype(np.float32)
+
+
+def view(rng, prompt: int, context: np.ndarray, length: int, number: int) -> View:
+    mask = rng.random(length) < 0.7
+    return View(
+        role=ViewRole(int(rng.integers(0, 3))),
+        prompt=prompt,
+        rollout=number,
+        context=context,
+        response=rng.integers(1, 90, length).astype(np.int32),
+        loss_mask=mask,
+        behaviour=np.where(mask, -rng.random(length), 0).astype(np.float32),
+        reward=1.0,
+        truncated=False,
+        cross=bool(rng.random() < 0.5),
+    )
+
+
+def groups_of(batch: TrainBatch) -> list[TrainBatch]:
+    """The groups of all micro-batches, one after the other."""
+    flat = [array.reshape(-1, *array.shape[2:]) for array in (*batch.grouped, *batch[1:])]
+    return [
+        TrainBatch(GroupedIds(*(array[g] for array in flat[:6])), *(array[g] for array in flat[6:]))
+        for g in range(len(flat[0]))
+    ]
+
+
+def placed(batch: Batch) -> list[tuple[TrainBatch, int, View]]:
+    """Returns (its group, row in the group, view) of every valid packed row."""
+    groups = groups_of(pack(*batch, SHAPES))
+    rows = [(group, int(row)) for group in groups for row in np.flatnonzero(group.row_valid)]
+    return [(group, row, batch.views[int(group.weights[row]) - 1]) for group, row in rows]
+
+
+def suffix_length(group: TrainBatch, view: View) -> int:
+    return len(view.context) + len(view.response) - int(group.grouped.prefix_length)
+
+
+@given(batches())
+def test_every_live_view_is_packed_once_and_no_other(batch):
+    found = sorted(view.rollout for _, _, view in placed(batch))
+    assert found == np.flatnonzero(batch.live).tolist()
+
+
+@given(batches())
+def test_every_row_reads_back_token_for_token_with_positions_from_zero(batch):
+    for group, row, view in placed(batch):
+        prefix = int(group.grouped.prefix_length)
+        where = group.grouped.row_tokens[row, : suffix_length(group, view)]
+        ids = np.concatenate([group.grouped.prefix_ids[:prefix], group.grouped.lane_ids.reshape(-1)[where]])
+        positions = np.concatenate([np.arange(prefix), group.grouped.lane_positions.reshape(-1)[where]])
+        np.testing.assert_array_equal(ids, np.concatenate([view.context, view.response]))
+        np.testing.assert_array_equal(positions, np.arange(len(ids)))
+
+
+@given(batches())
+def test_suffixes_are_segments_of_one_lane_that_do_not_overlap(batch):
+    used: dict[int, np.ndarray] = {}
+    for group, row, view in placed(batch):
+        segments = group.grouped.lane_segments.reshape(-1)
+        taken = used.setdefault(id(group), np.zeros(len(segments), int))
+        where = group.grouped.row_tokens[row, : suffix_length(group, view)]
+        np.testing.assert_array_equal(where, where[0] + np.arange(len(where)))
+        taken[where] += 1
+        assert set(segments[where].tolist()) == {row + 1}
+        assert len(set((where // group.grouped.lane_ids.shape[1]).tolist())) == 1
+        assert taken.max() == 1
+
+
+@given(batches())
+def test_every_packed_token_belongs_to_a_row(batch):
+    for group in groups_of(pack(*batch, SHAPES)):
+        valid = group.row_valid
+        lengths = [suffix_length(group, batch.views[int(weight) - 1]) for weight in group.weights[valid]]
+        assert (group.grouped.lane_segments > 0).sum() == sum(lengths)
+        assert not group.loss_mask[~valid].any() and not group.weights[~valid].any()
+        assert valid.any() or not group.grouped.prefix_length
+
+
+@given(batches())
+def test_masks_logprobs_and_row_facts_stand_at_the_tokens_that_they_are_about(batch):
+    for group, row, view in placed(batch):
+        start = len(view.context) - int(group.grouped.prefix_length)
+        assert start >= 1  # the first token of a suffix has no log-prob
+        here = slice(start, start + len(view.response))
+        np.testing.assert_array_equal(group.loss_mask[row, here], view.loss_mask)
+        np.testing.assert_array_equal(group.behaviour[row, here], view.behaviour)
+        assert group.loss_mask[row].sum() == view.loss_mask.sum()
+        assert (group.role[row], group.cross[row]) == (int(view.role), view.cross)
+
+
+@given(batches())
+def test_shapes_depend_on_the_configuration_and_length_buckets_alone(batch):
+    result = pack(*batch, SHAPES)
+    leading = (SHAPES.micro_batches, SHAPES.groups)
+    prefix, suffix = result.grouped.prefix_ids.shape[-1], result.grouped.lane_ids.shape[-1]
+    assert prefix in SHAPES.prefix and suffix in SHAPES.suffix
+    assert result.grouped.prefix_ids.shape == (*leading, prefix)
+    assert result.grouped.lane_ids.shape == (*leading, SHAPES.lanes, suffix)
+    assert result.loss_mask.shape == result.grouped.row_tokens.shape == (*leading, ROWS, suffix)
+    assert result.row_valid.shape == (*leading, ROWS)
+
+
+@given(batches())
+def test_the_shared_prefix_of_a_prompt_is_the_longest_that_a_bucket_holds_and_that_leaves_a_token(batch):
+    for group, _, view in placed(batch):
+        length = int(group.grouped.prefix_length)
+        rows = [batch.views[i] for i in batch.prompts[view.prompt] if batch.live[i]]
+        longest = min(SHAPES.prefix[-1], *(len(row.context) - 1 for row in rows))
+        longer = {row.context[: length + 1].tobytes() for row in rows}
+        assert length == longest or (length < longest and len(longer) > 1)
+
+
+def test_shapes_have_room_for_every_prompt_even_if_each_row_fills_a_lane():
+    rng = np.random.default_rng(3)
+    context = np.array([1, 2], np.int32)
+    views = [view(rng, n // ROWS, context, 22, n) for n in range(PROMPTS * ROWS)]
+    batch = Batch(views, list(by_prompt(views).values()), weights_of(views), np.ones(len(views), bool))
+    assert len(placed(batch)) == PROMPTS * ROWS
+
+
+def test_a_step_without_any_live_row_still_packs():
+    rng = np.random.default_rng(0)
+    views = [view(rng, 0, np.array([3, 4], np.int32), 5, n) for n in range(2)]
+    for batch in (
+        Batch(views, [[0, 1]], weights_of(views), np.zeros(2, bool)),
+        Batch([], [], weights_of([]), np.zeros(0, bool)),
+    ):
+        empty = pack(*batch, SHAPES)
+        assert not empty.row_valid.any() and not empty.loss_mask.any()
+
+
+def test_rows_are_packed_side_by_side_as_far_as_the_lane_goes():
+    rng = np.random.default_rng(1)
+    context = np.array([1, 2, 3], np.int32)
+    views = [view(rng, 0, context, length, n) for n, length in enumerate((8, 7, 4, 3))]
+    batch = pack(views, [[0, 1, 2, 3]], weights_of(views), np.ones(4, bool), SHAPES)
+    # Suffixes of 9, 8, 5 and 4 tokens, the first of them context, in lanes of 12: 9; 8 + 4; 5 in another group.
+    valid = batch.row_valid.reshape(-1, ROWS)
+    assert valid.sum(axis=1)[:2].tolist() == [3, 1] and batch.grouped.lane_ids.shape[-1] == 12
+    assert batch.grouped.prefix_length.reshape(-1)[:3].tolist() == [2, 2, 0]
+
+
+def test_what_does_not_fit_is_refused():
+    rng = np.random.default_rng(2)
+    long = [view(rng, 0, np.arange(1, 40, dtype=np.int32), 24, 0)]
+    with pytest.raises(ConfigError, match=r"train\.(prefix|suffix): \d+ tokens do not fit the largest bucket"):
+        pack(long, [[0]], weights_of(long), np.ones(1, bool), SHAPES)
+    many = [view(rng, 0, np.array([1, 2], np.int32), 3, n) for n in range(ROWS + 1)]
+    with pytest.raises(ValueError, match="1 prompts with up to 6 rows do not fit"):
+        pack(many, [list(range(ROWS + 1))], weights_of(many), np.ones(ROWS + 1, bool), SHAPES)
+
+
+# Views.
+
+X, H = [1, 10, 11, 2], [1, 10, 11, 30, 31, 2]
+
+
+def transcript(context: Sequence[int], response: Sequence[int], sampled: Sequence[bool], reason=FinishReason.STOP):
+    ids = np.array([*context, *response], np.int32)
+    spans = [Span(0, len(context), Author.CONTEXT)]
+    for offset, own in enumerate(sampled):
+        at = len(context) + offset
+        spans.append(Span(at, at + 1, Author.POLICY if own else Author.CONTEXT))
+    lp = np.where([*[False] * len(context), *sampled], -0.1 - 0.01 * np.arange(len(ids)), 0).astype(np.float32)
+    return Transcript(ids, lp, tuple(spans), len(context), reason)
+
+
+def rollout(role: RolloutRole, tokens: Transcript, verdict: Verdict, sample: int = 0) -> Rollout:
+    example = Example(task="t", id="e", payload={}, gold="g")
+    words = Feedback(Outcome.OK, text="h") if role is RolloutRole.REFINED else None
+    return Rollout(example, role, 3, sample, {"policy": tokens}, Conversation((), "r"), verdict, used_feedback=words)
+
+
+DRAFT = rollout(RolloutRole.DRAFT, transcript(X, [40, 41], [True, True]), Verdict(Outcome.OK, score=0.0))
+REFINED = rollout(
+    RolloutRole.REFINED, transcript(H, [50, 51, 52, 53], [True, False, True, True]), Verdict(Outcome.OK, score=1.0)
+)
+ALL = list(ViewRole)
+
+
+def test_a_refined_rollout_is_trained_under_the_drafts_context_and_under_its_own():
+    draft, plain, hinted = views_of([DRAFT, REFINED], ALL)
+    assert [v.role for v in (draft, plain, hinted)] == [ViewRole.DRAFT, ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB]
+    assert [v.context.tolist() for v in (draft, plain, hinted)] == [X, X, H]
+    assert [v.cross for v in (draft, plain, hinted)] == [False, True, False]
+    assert [v.rollout for v in (draft, plain, hinted)] == [0, 1, 1] and {v.prompt for v in (draft, plain, hinted)} == {
+        3
+    }
+    assert [v.reward for v in (draft, plain, hinted)] == [0.0, 1.0, 1.0]
+
+
+def test_views_of_one_rollout_share_ids_masks_and_logprobs_token_for_token():
+    _, plain, hinted = views_of([DRAFT, REFINED], ALL)
+    assert plain.response.tolist() == [50, 51, 52, 53] and plain.loss_mask.tolist() == [True, False, True, True]
+    for name in ("response", "loss_mask", "behaviour"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(hinted, name))
+    np.testing.assert_array_equal(plain.behaviour, REFINED.transcripts["policy"].logprobs[len(H) :])
+
+
+def test_a_refined_rollout_belongs_to_the_draft_with_its_sample_index():
+    other = rollout(RolloutRole.DRAFT, transcript([1, 77, 2], [42], [True]), Verdict(Outcome.OK, score=0.0), sample=1)
+    child = rollout(RolloutRole.REFINED, REFINED.transcripts["policy"], Verdict(Outcome.OK, score=1.0), sample=1)
+    [plain] = views_of([DRAFT, other, child], [ViewRole.REFINED_PLAIN])
+    assert plain.context.tolist() == [1, 77, 2]
+
+
+def test_feedback_without_tokens_makes_no_view_cross():
+    same = rollout(RolloutRole.REFINED, transcript(X, [50], [True]), Verdict(Outcome.OK, score=1.0))
+    [plain] = views_of([DRAFT, same], [ViewRole.REFINED_PLAIN])
+    assert not plain.cross
+
+
+def test_only_the_roles_of_the_objective_are_built():
+    assert [v.role for v in views_of([DRAFT, REFINED], [ViewRole.DRAFT])] == [ViewRole.DRAFT]
+    assert [v.role for v in views_of([DRAFT, REFINED], [ViewRole.REFINED_FB])] == [ViewRole.REFINED_FB]
+
+
+def test_a_failed_verdict_is_no_reward_a_cut_rollout_is_truncated_and_an_empty_one_gives_no_view():
+    failed = rollout(RolloutRole.DRAFT, DRAFT.transcripts["policy"], Verdict(Outcome.TIMED_OUT))
+    cut = rollout(
+        RolloutRole.DRAFT, transcript(X, [40], [True], FinishReason.LENGTH), Verdict(Outcome.OK, score=0.5), sample=1
+    )
+    empty = rollout(RolloutRole.DRAFT, transcript(X, [], []), Verdict(Outcome.OK, score=0.5), sample=2)
+    views = views_of([failed, cut, empty], ALL)
+    assert [(v.reward, v.truncated, v.rollout) for v in views] == [(None, False, 0), (0.5, True, 1)]
