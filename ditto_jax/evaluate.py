@@ -11,6 +11,7 @@ import asyncio
 import collections
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ async def _fixed(
 
 
 def _interval(estimate: Estimate | None) -> dict[str, Any] | None:
-    if estimate is None:
+    if estimate is None or not math.isfinite(estimate.high - estimate.low):
         return None
     return {
         "low": estimate.low,

@@ -230,8 +230,8 @@ def _gap_charts(reading: RunReading, name: str) -> list[Chart | None]:
     ]
     context = [Line("context gap", drawn, "context", "series-3")]
     about = (
-        "How much likelier refined replies are under the prompt with feedback than under the plain prompt. It falls as "
-        "the policy comes to say unprompted what it says with feedback."
+        "How much likelier refined replies are under the prompt with feedback than under the plain prompt. Only drafts "
+        "that were still wrong are refined, so later steps show harder ones."
     )
     gap = charts.line_chart(f"{name}-gap", "Teacher–student gap", "reward difference", rewards)
     if gap is None:

@@ -49,7 +49,7 @@ def _gap(rows: Sequence[Row]) -> Headline:
     if not values:
         return Headline(name, "none", "This run has no refined rollouts, so there is no gap to close.")
     both = ends(values)
-    meaning = "Mean refined reward minus mean draft reward"
+    meaning = "Mean reward with feedback minus mean reward without"
     if both is None:
         return Headline(name, f"{values[0]:+.2f}", f"{meaning}, in the only step that has both.")
     first, last, size = both

@@ -207,10 +207,11 @@ def train_stage(
     state = make_state(params, optimizer, mesh)
     update = _sft_update(optimizer, config, stage.story_loss, mesh)
     data = StageData(stage, seed)
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
     packed = batch_shapes(
         prompts=stage.stories_per_step,
         rows=stage.questions_per_story,
-        groups=shapes.micro_batch,
+        groups=-(-shapes.micro_batch // split) * split,
         lanes=shapes.lanes,
         prefix=shapes.prefix,
         suffix=shapes.suffix,

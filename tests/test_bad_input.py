@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import gzip
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import yaml
 from launch.cli import main
 
 from ditto_jax import run_dir
-from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig
+from ditto_jax.config import EvalConfig, RunConfig
 from ditto_jax.config_io import to_yaml
 from ditto_jax.errors import (
     ConfigError,
@@ -30,6 +29,7 @@ from ditto_jax.errors import (
 )
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.run_dir import RunDirectory
+from ditto_jax.setup import assemble
 from tests.tasks.test_hitom_files import ROW
 from tests.tiny_run import (
     assert_same_run,
@@ -39,7 +39,6 @@ from tests.tiny_run import (
     run_config,
     status,
     story_task,
-    train_config,
     train_quietly,
 )
 
@@ -194,7 +193,7 @@ def test_an_over_long_prompt_is_found_before_anything_is_sampled(where, policy_f
     enough = dataclasses.replace(config, sampler=sampler)
     if where == "evaluation.tasks":
         assert more + sampler.tail[-1] == length
-        train_quietly(dataclasses.replace(enough, train=train_config(1)))
+        assert len(assemble(enough).evaluation[0].examples) == 3
     else:
         refused(enough, ConfigError, 2, "hitom/hitom-1", "train.prefix")
 
@@ -360,19 +359,3 @@ def test_a_damaged_checkpoint_is_named_with_the_way_on(policy_folder, tmp_path, 
     shutil.rmtree(newest)
     assert_same_run(train_quietly(config), finished[1])
     assert [record["step"] for record in read_evaluations(run)] == [0, 3]
-
-
-def test_a_gzipped_twin_of_a_data_file_is_read(policy_folder, tmp_path):
-    file = hitom_file(tmp_path / "data", ROW)
-    (tmp_path / "data" / "Hi-ToM_data.json.gz").write_bytes(gzip.compress(file.read_bytes()))
-    file.unlink()
-    rollout = RolloutConfig(prompts_per_step=1, num_generations=2, max_completion_length=8)
-    config = run_config(
-        policy_folder,
-        tmp_path / "runs",
-        tasks=(file_task(str(file)),),
-        rollout=rollout,
-        evaluation=EvalConfig(),
-        train=train_config(1),
-    )
-    assert train_quietly(config).read_rollouts(1)[0]["prompt_id"] == "hitom/hitom-0"

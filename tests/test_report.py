@@ -145,9 +145,7 @@ def test_head_names_run_objective_judge_and_status(full):
 def test_headlines_are_the_records_numbers(full):
     assert "25.5 % → 67.1 %" in full.words
     assert "56.0 % vs 0.7 %" in full.words
-    assert (
-        "Mean refined reward minus mean draft reward, in the first and the last 4 steps that have both." in full.words
-    )
+    assert "Mean reward with feedback minus mean reward without, in the first and the last 4 steps" in full.words
 
 
 def test_change_within_the_intervals_is_not_sold_as_a_rise(full):

@@ -1,0 +1,306 @@
+"""One update on 1, 2, 4 and 8 simulated devices: the mesh changes rounding, and nothing else.
+
+The reference is the mesh of one device. `tests/conftest.py` asks jax for eight; with fewer, tests fail and are not skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.loss import denominators
+from ditto_jax.objective import OBJECTIVES
+from ditto_jax.sampler import SamplerShapes
+from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state, state_shardings
+from ditto_jax.train_step import UpdateConfig, make_gradient, make_score, make_update
+from ditto_jax.types import ViewRole
+from ditto_jax.views import View
+from model import llama
+from model.partition import make_mesh, parameter_shardings, parameter_spec, row_sharding
+from model.sampling import SamplingParams
+from tests.tiny_policy import CONFIG, compiled_programs, make_sampler, params, request, some_ids
+
+Sizes = tuple[int, int, int]
+ONE: Sizes = (1, 1, 1)
+MESHES: list[Sizes] = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (8, 1, 1), (2, 2, 2)]
+UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
+PROMPTS, ROWS = 8, 3
+# Adam divides small gradients by their own size: with a larger eps rounding stays rounding.
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, eps=1e-3, max_grad_norm=0.5), total_updates=10)
+
+
+def name(sizes: Sizes) -> str:
+    return "data {} fsdp {} tensor {}".format(*sizes)
+
+
+def mesh_of(sizes: Sizes) -> Mesh:
+    count = int(np.prod(sizes))
+    if len(jax.devices()) < 8:
+        pytest.fail(f"{len(jax.devices())} devices are present: start jax with JAX_NUM_CPU_DEVICES=8")
+    return make_mesh(*sizes, devices=jax.devices()[:count])
+
+
+@functools.cache
+def views() -> list[View]:
+    """A draft and a refined rollout under both contexts for each of eight prompts, of different lengths."""
+    rng = np.random.default_rng(5)
+    found = []
+    for prompt in range(PROMPTS):
+        plain = some_ids(prompt, 5 + prompt % 3)
+        hinted = np.concatenate([plain[:-1], some_ids(40 + prompt, 2), plain[-1:]])
+        replies = [some_ids(80 + 2 * prompt + n, 3 + (prompt + n) % 4) for n in range(2)]
+        for role in ViewRole:
+            reply = replies[role is not ViewRole.DRAFT]
+            found.append(
+                View(
+                    role=role,
+                    prompt=prompt,
+                    rollout=2 * prompt + (role is not ViewRole.DRAFT),
+                    context=hinted if role is ViewRole.REFINED_FB else plain,
+                    response=reply,
+                    loss_mask=rng.random(len(reply)) < 0.8,
+                    behaviour=-rng.random(len(reply)).astype(np.float32),
+                    reward=0.0,
+                    truncated=False,
+                    cross=role is ViewRole.REFINED_PLAIN,
+                )
+            )
+    return found
+
+
+def batch_of(groups: int = PROMPTS) -> TrainBatch:
+    """The same rows in micro-batches of `groups` groups."""
+    weights = np.random.default_rng(6).normal(size=len(views())).astype(np.float32)
+    shapes = batch_shapes(PROMPTS, ROWS, groups, lanes=ROWS, prefix=(8,), suffix=(16,))
+    return pack(views(), list(by_prompt(views()).values()), weights, np.ones(len(views()), bool), shapes)
+
+
+def place(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
+    return jax.device_put(batch, row_sharding(mesh, leading=1))
+
+
+def gradient_on(sizes: Sizes, batch: TrainBatch | None = None) -> tuple[float, Any]:
+    """Returns (loss, gradients) as host values."""
+    mesh, batch = mesh_of(sizes), batch_of() if batch is None else batch
+    rows = [np.asarray(x).reshape(-1, *x.shape[3:]) for x in (batch.loss_mask, batch.role, batch.row_valid)]
+    count = denominators(*map(jax.numpy.asarray, rows), UPDATE.objective)
+    weights = jax.device_put(params(), parameter_shardings(params(), mesh))
+    micro = jax.device_put(jax.tree.map(lambda x: x[0], batch), row_sharding(mesh))
+    return jax.device_get(gradient(sizes)(weights, micro, np.asarray(count)))
+
+
+@functools.cache
+def gradient(sizes: Sizes):
+    return make_gradient(UPDATE, mesh_of(sizes))
+
+
+@functools.cache
+def reference() -> tuple[float, Any]:
+    return gradient_on(ONE)
+
+
+def assert_norms_close(found: Any, expected: Any, tolerance: float) -> None:
+    """Asserts that each tensor differs by at most `tolerance` of its norm."""
+    relative = jax.tree.map(lambda f, e: np.linalg.norm(f - e) / np.linalg.norm(e), found, expected)
+    worst = max(jax.tree.leaves(relative))
+    assert worst <= tolerance, f"differ by {worst:.1e} of the norm"
+
+
+def assert_agrees(found: tuple[float, Any], expected: tuple[float, Any]) -> None:
+    assert abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0]), f"losses differ: {found[0]}, {expected[0]}"
+    assert_norms_close(found[1], expected[1], 1e-4)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=name)
+def test_loss_and_gradients_are_those_of_one_device_on(sizes):
+    assert_agrees(gradient_on(sizes), reference())
+
+
+def test_the_comparison_notices_that_the_rows_of_one_device_were_left_out():
+    batch = batch_of()
+    valid = batch.row_valid.copy()
+    valid[:, -1:] = False
+    lost = batch._replace(row_valid=valid)
+    with pytest.raises(AssertionError, match="differ"):
+        assert_agrees(gradient_on((8, 1, 1), lost), reference())
+
+
+# The update.
+
+
+def new_state(mesh: Mesh) -> TrainState:
+    return make_state(params(), OPTIMIZER, mesh)
+
+
+@functools.cache
+def updated(sizes: Sizes, groups: int = PROMPTS) -> tuple[TrainState, dict, dict, float]:
+    """Returns host copies of (state, sums, gap, norm) after two updates."""
+    mesh = mesh_of(sizes)
+    state = new_state(mesh)
+    update = make_update(UPDATE, OPTIMIZER, mesh, state)
+    for _ in range(2):
+        state, *rest = update(state, place(batch_of(groups), mesh))
+    return jax.device_get((state, *rest))
+
+
+def assert_same_update(found, expected) -> None:
+    change = [jax.tree.map(np.subtract, result[0].params, params()) for result in (found, expected)]
+    assert_norms_close(*change, tolerance=1e-3)
+    moments = [jax.tree.leaves(result[0].opt_state) for result in (found, expected)]
+    assert_norms_close(*([m for m in some if m.ndim] for some in moments), tolerance=1e-4)
+    assert int(found[0].updates) == int(expected[0].updates) == 2
+    for mine, theirs in zip(found[1:], expected[1:], strict=True):
+        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), mine, theirs)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)], ids=name)
+def test_two_updates_give_the_same_state_and_metrics_on(sizes):
+    assert_same_update(updated(sizes), updated(ONE))
+
+
+def test_four_micro_batches_give_the_update_of_one():
+    assert batch_of(2).row_valid.shape[:2] == (4, 2)
+    assert_same_update(updated(ONE, groups=2), updated(ONE))
+
+
+def test_the_update_follows_the_gradient():
+    # The first moment after one update would be (1 - beta1) times the clipped gradient; here of the first of two.
+    loss, gradients = reference()
+    mesh = mesh_of(ONE)
+    state = new_state(mesh)
+    state, sums, _, norm = make_update(UPDATE, OPTIMIZER, mesh, state)(state, place(batch_of(), mesh))
+    assert float(norm) == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-5)
+    assert float(sums["loss"].sum()) == pytest.approx(float(loss), rel=1e-5)
+    moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    clipped = jax.tree.map(lambda g: 0.1 * g * min(1.0, 0.5 / float(norm)), gradients)
+    assert_norms_close(jax.device_get(moments.mu), clipped, 1e-4)
+
+
+def test_the_state_is_donated_and_the_second_step_compiles_nothing():
+    mesh = mesh_of((2, 2, 2))
+    state = new_state(mesh)
+    update = make_update(UPDATE, OPTIMIZER, mesh, state)
+    batches = [place(batch_of(), mesh) for _ in range(3)]
+    after, *_ = update(state, batches[0])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert jax.tree.map(lambda x: x.sharding, after) == state_shardings(after, OPTIMIZER, mesh)
+    with compiled_programs() as programs:
+        for batch in batches[1:]:
+            after, *_ = update(after, batch)
+    assert programs == []
+
+
+def test_scored_anchors_are_the_logprobs_of_the_update_and_give_the_same_gradient():
+    # Ratios are 1 at the anchor, so a scored anchor must give what the current weights as their own anchor give.
+    mesh = mesh_of(ONE)
+    weights = jax.device_put(params(), parameter_shardings(params(), mesh))
+    batch = place(batch_of(), mesh)
+    anchors = make_score(UPDATE, mesh, parameter_shardings(params(), mesh))(weights, batch)
+    state = new_state(mesh)
+    scored = dataclasses.replace(UPDATE, anchor_is_current=False)
+    results = []
+    for config, given in ((scored, batch._replace(anchor=anchors)), (UPDATE, batch)):
+        state = new_state(mesh)
+        results.append(jax.device_get(make_update(config, OPTIMIZER, mesh, state)(state, given)))
+    assert float(results[0][3]) == pytest.approx(float(results[1][3]), rel=1e-4)
+    np.testing.assert_allclose(results[0][1]["log_ratio_abs_max"], 0.0, atol=1e-5)
+
+
+# Sampling.
+
+SHAPES = SamplerShapes(prefix=(8,), tail=(8,), max_new_tokens=10, max_rows=16, rows_per_prefix=(2,), chunk=10)
+
+
+@functools.cache
+def sampled(sizes: Sizes | None) -> list[Any]:
+    mesh = None if sizes is None else mesh_of(sizes)
+    weights = params() if mesh is None else jax.device_put(params(), parameter_shardings(params(), mesh))
+    requests = [request(some_ids(300 + n // 2, 6), n // 2, n, 10) for n in range(14)]
+    found: dict[int, Any] = {}
+    for finished in make_sampler(SHAPES, mesh=mesh).generate(weights, requests, SamplingParams()):
+        found |= dict(finished)
+    return [found[n] for n in range(len(requests))]
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (8, 1, 1), (1, 4, 1)], ids=name)
+def test_sampled_ids_are_equal_on(sizes):
+    for one, other in zip(sampled(sizes), sampled(None), strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+        assert one.finish_reason is other.finish_reason
+
+
+# Where things lie.
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_every_parameter_has_a_place_and_every_matrix_is_split_by_both_axes(tied):
+    config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+    shapes = jax.eval_shape(lambda key: llama.init(key, config), jax.random.key(0))
+    placed = parameter_shardings(shapes, mesh_of((2, 2, 2)))
+    for (path, leaf), sharding in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(placed), strict=True):
+        axes = {axis for axis in sharding.spec if axis is not None}
+        is_norm = path[-1].key == "scale"
+        assert len(sharding.spec) == leaf.ndim
+        assert axes == (set() if is_norm else {"fsdp", "tensor"}), jax.tree_util.keystr(path)
+
+
+def test_a_dimension_that_the_axis_does_not_divide_stays_whole():
+    odd = {"attn": {"q": {"kernel": np.zeros((2, 6, 7), np.float32)}}}
+    placed = parameter_shardings(odd, mesh_of((2, 2, 2)))
+    assert placed["attn"]["q"]["kernel"].spec == PartitionSpec(None, "fsdp", None)
+
+
+@pytest.mark.parametrize(
+    "tree", [{"attn": {"bias": np.zeros(3)}}, {"lonely": np.zeros(3)}, {"q": {"scale": np.zeros(3)}}]
+)
+def test_an_unknown_parameter_is_an_error_and_never_silently_replicated(tree):
+    with pytest.raises(ValueError, match="has no entry in PARAMETER_AXES"):
+        parameter_shardings(tree, mesh_of(ONE))
+
+
+def test_an_update_of_one_group_a_device_is_split_over_data_and_fsdp():
+    placed = place(batch_of(), mesh_of((2, 2, 2)))
+    shards = {shard.data.shape[1] for shard in placed.loss_mask.addressable_shards}
+    assert shards == {PROMPTS // 4}
+
+
+def test_moments_lie_like_their_parameters():
+    mesh = mesh_of((2, 2, 2))
+    state = new_state(mesh)
+    places = {leaf.sharding.spec for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
+    assert places == {leaf.sharding.spec for leaf in jax.tree.leaves(state.params)}
+    assert isinstance(state.updates.sharding, NamedSharding) and state.updates.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ((3, 1, 1), "needs 3 devices, 8 are present; set one size to -1"),
+        ((-1, 3, 1), "8 devices are not divisible by 3"),
+        ((-1, -1, 1), "at most one is -1"),
+        ((0, 1, 1), "sizes are positive"),
+        ((-2, 1, 1), "sizes are positive"),
+    ],
+)
+def test_mesh_sizes_that_do_not_fit_are_refused(sizes, text):
+    with pytest.raises(ValueError, match=text):
+        make_mesh(*sizes, devices=jax.devices()[:8])
+
+
+def test_one_size_takes_the_devices_that_are_left():
+    assert dict(make_mesh(-1, 2, 2, devices=jax.devices()[:8]).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(make_mesh(2, -1, 1, devices=jax.devices()[:8]).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def test_a_parameter_is_found_by_the_last_two_names_of_its_path():
+    path = tuple(jax.tree_util.DictKey(part) for part in ("layers", "mlp", "down", "kernel"))
+    assert parameter_spec(path) == PartitionSpec(None, "tensor", "fsdp")
