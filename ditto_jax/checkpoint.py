@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 import orbax.checkpoint as ocp
 
 from ditto_jax.errors import RunDirectoryError
@@ -51,26 +50,26 @@ class Checkpoints:
 
         A damaged newest checkpoint is an error that names it and says how to go on from the one before.
         """
-        restored = self._restore(jax.tree.map(_abstract, like))
+        restored = self._restore(ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
         return restored["state"], restored["meta"]
 
-    def restore_params(self, like: Any, optimizer: optax.GradientTransformation) -> tuple[Any, int]:
-        """Returns (parameters of the newest checkpoint, placed like `like`, its step); reads nothing of the optimizer."""
-        params = jax.tree.map(_abstract, like)
-        unread = jax.tree.map(lambda _: ocp.PLACEHOLDER, jax.eval_shape(optimizer.init, params))
-        restored = self._restore(TrainState(params, unread, ocp.PLACEHOLDER))
-        return restored["state"].params, int(restored["meta"]["step"])
+    def restore_params(self, like: Any) -> tuple[Any, int]:
+        """Returns (parameters of the newest checkpoint, placed like `like`, its step); the optimizer is not read."""
+        wanted = {"params": jax.tree.map(_abstract, like)}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        restored = self._restore(
+            ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+        )
+        return restored["state"]["params"], int(restored["meta"]["step"])
 
-    def _restore(self, like: Any) -> Any:
+    def _restore(self, state: Any) -> Any:
         step = self._manager.latest_step()
         try:
-            return self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-            )
+            return self._manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
         except (OSError, ValueError, KeyError) as error:
             raise RunDirectoryError(
-                f"the checkpoint {self._folder / str(step)} is damaged ({_reason(error)}). Move that folder away and run the "
-                "same command: the run continues from the checkpoint before it"
+                f"the checkpoint {self._folder / str(step)} is damaged ({_reason(error)}). Move that folder away and "
+                "run the same command: the run continues from the checkpoint before it"
             ) from error
 
     def close(self) -> None:

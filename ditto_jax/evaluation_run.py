@@ -26,7 +26,6 @@ from ditto_jax.prompts import LoadedTask
 from ditto_jax.report import write_report
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.setup import Parts, assemble
-from ditto_jax.state import make_optimizer
 from ditto_jax.strict import build
 
 
@@ -112,14 +111,13 @@ def _weights(config: RunConfig, parts: Parts, trained: RunConfig | None) -> tupl
     if trained is None:
         return params, 0
     run = RunDirectory(Path(config.model_name_or_path).expanduser())
-    total = trained.train.max_steps * trained.train.updates_per_step
     with contextlib.closing(Checkpoints(run.checkpoints, trained.save_total_limit)) as saved:
         if saved.latest_step() is None:
             raise MissingInputError(
                 f"model_name_or_path={config.model_name_or_path}: the run has no checkpoint yet; continue it, or name the "
                 f"model it started from, {trained.model_name_or_path}"
             )
-        return saved.restore_params(params, make_optimizer(trained.optimizer, total))
+        return saved.restore_params(params)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,11 @@ class SFTConfig:
 
 def run_sft(config: SFTConfig, command: list[str]) -> Path:
     """Trains all stages and writes the folder; returns it. Raises RunDirectoryError if it cannot be written."""
+    folder = Path(config.output_dir)
+    if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunDirectoryError(
+            f"output_dir={folder}: exists and is no earlier policy (no config.json); it is left as it is: name another folder"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         return _train_and_save(config, Path(scratch), command)
 

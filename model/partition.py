@@ -20,7 +20,7 @@ ROWS = ("data", "fsdp")  # mesh axes over which groups of rows are split
 ACTIVATION_RULES = (("row", ROWS), ("length", None), ("embed", None))
 
 # Last two path names of a parameter → mesh axis of each dimension. Leading `None` is the stacked layer axis.
-PARAMETER_AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
+PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("tensor", "fsdp"),
     ("head", "kernel"): ("fsdp", "tensor"),
     ("q", "kernel"): (None, "fsdp", "tensor"),
@@ -61,7 +61,7 @@ def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:
     """Returns the spec of one parameter by its tree path; an unknown name is an error, never silently replicated."""
     names = tuple(str(getattr(entry, "key", entry)) for entry in path)
     try:
-        return PartitionSpec(*PARAMETER_AXES[names[-2], names[-1]])
+        return PartitionSpec(*PARAMETER_AXES[names[-2:]])
     except KeyError:
         raise ValueError(f"parameter {'/'.join(names)} has no entry in PARAMETER_AXES") from None
 

@@ -53,7 +53,7 @@ def test_line_shows_rewards_gap_speed_split_and_times():
         "time/update_s": 0.4,
     }
     assert plain_line(row, 7, 40, 32.0, 70.4) == (
-        "step  7/40  draft 0.412  refined 0.703  gap +0.291  tokens/s 1,240  "
+        "step  7/40  draft 0.412  with feedback 0.703  gap +0.291  tokens/s 1,240  "
         "0.80 s/step: draft 25% refine 12% update 50% other 12%  0:32 elapsed  1:10 left"
     )
 
@@ -98,7 +98,7 @@ def test_terminal_gets_a_live_bar_in_colours_unless_told_not_to(monkeypatch, no_
             progress.step(metrics_row(step, 4, True), step, 4)
     shown = out.getvalue()
     assert "evaluating [x]" in shown
-    assert "step 4/4" in shown and "refined" in shown and "tokens/s" in shown and "0:00 elapsed" in shown
+    assert "step 4/4" in shown and "with feedback" in shown and "tokens/s" in shown and "0:00 elapsed" in shown
     assert "\x1b[?25l" in shown and "\x1b[?25h" in shown, "the cursor is hidden while live and comes back"
     assert ("\x1b[1;36m" in shown) is has_colour
 

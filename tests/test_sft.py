@@ -215,7 +215,7 @@ def test_the_same_config_gives_the_same_bytes(tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.txt").write_text("three years of work")
-    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(RunDirectoryError, match="cannot save the policy") as e:
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(RunDirectoryError, match="is no earlier policy") as e:
         run_sft(sft_config(tmp_path / "tiny", steps=1), [])
     assert e.value.exit_code == 2
     assert files_of(tmp_path) == {"tiny/thesis.txt": b"three years of work"}
