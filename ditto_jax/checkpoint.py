@@ -6,6 +6,9 @@ full disk, leaves the older checkpoints as they were. Metadata (step, stream pos
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +67,12 @@ class Checkpoints:
 
     def _restore(self, state: Any) -> Any:
         step = self._manager.latest_step()
+        hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_without_abandoned_reads, hook)
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
+            sys.unraisablehook = hook
+            return restored
         except (OSError, ValueError, KeyError) as error:
             raise RunDirectoryError(
                 f"the checkpoint {self._folder / str(step)} is damaged ({_reason(error)}). Move that folder away and "
@@ -78,6 +85,13 @@ class Checkpoints:
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _without_abandoned_reads(hook: Callable[[Any], None], ignored: Any) -> None:
+    """Stays installed after a failed restore: reads that it abandoned end on a closed event loop, a traceback each."""
+    error = ignored.exc_value
+    if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+        hook(ignored)
 
 
 def _reason(error: Exception) -> str:

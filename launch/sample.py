@@ -134,7 +134,10 @@ def _draw(policy: Policy, config: SampleConfig) -> tuple[list[int], list[Sampled
     ]
     # All but the prompt's last token is the prefix that the samples share.
     prefix = 1 << max(0, len(ids) - 2).bit_length()
-    shapes = SamplerShapes((prefix,), (1,), max_new_tokens=config.max_new_tokens, max_rows=64, chunk=32)
+    rows = min(64, config.num_samples)
+    shapes = SamplerShapes(
+        (prefix,), (1,), max_new_tokens=config.max_new_tokens, max_rows=rows, rows_per_prefix=(rows,), chunk=32
+    )
     sampler = policy.sampler(shapes)
     results: dict[int, Sampled] = {}
     for finished in sampler.generate(policy.params, requests, sampling, config.stop):

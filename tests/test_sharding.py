@@ -1,6 +1,7 @@
 """One update on 1, 2, 4 and 8 simulated devices: the mesh changes rounding, and nothing else.
 
-The reference is the mesh of one device. `tests/conftest.py` asks jax for eight; with fewer, tests fail and are not skipped.
+The reference is the mesh of one device. `tests/conftest.py` asks jax for eight; with fewer, these tests fail and are
+not skipped. Compiling for a mesh takes seconds, so that the meshes are few: together they split every axis.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
 from ditto_jax.loss import denominators
 from ditto_jax.objective import OBJECTIVES
-from ditto_jax.sampler import SamplerShapes
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state, state_shardings
 from ditto_jax.train_step import UpdateConfig, make_gradient, make_score, make_update
 from ditto_jax.types import ViewRole
@@ -30,7 +29,7 @@ from tests.tiny_policy import CONFIG, compiled_programs, make_sampler, params, r
 
 Sizes = tuple[int, int, int]
 ONE: Sizes = (1, 1, 1)
-MESHES: list[Sizes] = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (8, 1, 1), (2, 2, 2)]
+MESHES: list[Sizes] = [(1, 1, 2), (2, 2, 1), (2, 2, 2)]
 UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
 PROMPTS, ROWS = 8, 3
 # Adam divides small gradients by their own size: with a larger eps rounding stays rounding.
@@ -87,19 +86,19 @@ def place(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
     return jax.device_put(batch, row_sharding(mesh, leading=1))
 
 
-def gradient_on(sizes: Sizes, batch: TrainBatch | None = None) -> tuple[float, Any]:
+def gradient_on(sizes: Sizes, batch: TrainBatch | None = None, config: UpdateConfig = UPDATE) -> tuple[float, Any]:
     """Returns (loss, gradients) as host values."""
     mesh, batch = mesh_of(sizes), batch_of() if batch is None else batch
     rows = [np.asarray(x).reshape(-1, *x.shape[3:]) for x in (batch.loss_mask, batch.role, batch.row_valid)]
     count = denominators(*map(jax.numpy.asarray, rows), UPDATE.objective)
     weights = jax.device_put(params(), parameter_shardings(params(), mesh))
     micro = jax.device_put(jax.tree.map(lambda x: x[0], batch), row_sharding(mesh))
-    return jax.device_get(gradient(sizes)(weights, micro, np.asarray(count)))
+    return jax.device_get(gradient(sizes, config)(weights, micro, np.asarray(count)))
 
 
 @functools.cache
-def gradient(sizes: Sizes):
-    return make_gradient(UPDATE, mesh_of(sizes))
+def gradient(sizes: Sizes, config: UpdateConfig):
+    return make_gradient(config, mesh_of(sizes))
 
 
 @functools.cache
@@ -130,7 +129,7 @@ def test_the_comparison_notices_that_the_rows_of_one_device_were_left_out():
     valid[:, -1:] = False
     lost = batch._replace(row_valid=valid)
     with pytest.raises(AssertionError, match="differ"):
-        assert_agrees(gradient_on((8, 1, 1), lost), reference())
+        assert_agrees(gradient_on((2, 2, 2), lost), reference())
 
 
 # The update.
@@ -141,53 +140,55 @@ def new_state(mesh: Mesh) -> TrainState:
 
 
 @functools.cache
-def updated(sizes: Sizes, groups: int = PROMPTS) -> tuple[TrainState, dict, dict, float]:
-    """Returns host copies of (state, sums, gap, norm) after two updates."""
+def updater(sizes: Sizes):
     mesh = mesh_of(sizes)
-    state = new_state(mesh)
-    update = make_update(UPDATE, OPTIMIZER, mesh, state)
+    return make_update(UPDATE, OPTIMIZER, mesh, new_state(mesh))
+
+
+@functools.cache
+def updated(sizes: Sizes, groups: int = PROMPTS) -> list[tuple[TrainState, dict, dict, float]]:
+    """Returns host copies of (state, sums, gap, norm) after the first and after the second update."""
+    mesh = mesh_of(sizes)
+    state, results = new_state(mesh), []
     for _ in range(2):
-        state, *rest = update(state, place(batch_of(groups), mesh))
-    return jax.device_get((state, *rest))
+        state, *rest = updater(sizes)(state, place(batch_of(groups), mesh))
+        results.append(jax.device_get((state, *rest)))
+    return results
 
 
-def assert_same_update(found, expected) -> None:
-    change = [jax.tree.map(np.subtract, result[0].params, params()) for result in (found, expected)]
-    assert_norms_close(*change, tolerance=1e-3)
-    moments = [jax.tree.leaves(result[0].opt_state) for result in (found, expected)]
-    assert_norms_close(*([m for m in some if m.ndim] for some in moments), tolerance=1e-4)
-    assert int(found[0].updates) == int(expected[0].updates) == 2
-    for mine, theirs in zip(found[1:], expected[1:], strict=True):
-        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), mine, theirs)
+def assert_same_updates(found, expected) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        change = [jax.tree.map(np.subtract, result[0].params, params()) for result in (mine, theirs)]
+        assert_norms_close(*change, tolerance=1e-3)
+        moments = [jax.tree.leaves(result[0].opt_state) for result in (mine, theirs)]
+        assert_norms_close(*([m for m in some if m.ndim] for some in moments), tolerance=1e-4)
+        for one, other in zip(mine[1:], theirs[1:], strict=True):
+            jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), one, other)
 
 
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)], ids=name)
-def test_two_updates_give_the_same_state_and_metrics_on(sizes):
-    assert_same_update(updated(sizes), updated(ONE))
+def test_two_updates_give_the_same_states_and_metrics_on_eight_devices():
+    assert_same_updates(updated((2, 2, 2)), updated(ONE))
 
 
-def test_four_micro_batches_give_the_update_of_one():
+def test_four_micro_batches_give_the_updates_of_one():
     assert batch_of(2).row_valid.shape[:2] == (4, 2)
-    assert_same_update(updated(ONE, groups=2), updated(ONE))
+    assert_same_updates(updated(ONE, groups=2), updated(ONE))
 
 
 def test_the_update_follows_the_gradient():
-    # The first moment after one update would be (1 - beta1) times the clipped gradient; here of the first of two.
+    state, sums, _, norm = updated(ONE)[0]
     loss, gradients = reference()
-    mesh = mesh_of(ONE)
-    state = new_state(mesh)
-    state, sums, _, norm = make_update(UPDATE, OPTIMIZER, mesh, state)(state, place(batch_of(), mesh))
-    assert float(norm) == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-5)
+    assert float(norm) == pytest.approx(float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradients)))), rel=1e-5)
     assert float(sums["loss"].sum()) == pytest.approx(float(loss), rel=1e-5)
-    moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
-    clipped = jax.tree.map(lambda g: 0.1 * g * min(1.0, 0.5 / float(norm)), gradients)
-    assert_norms_close(jax.device_get(moments.mu), clipped, 1e-4)
+    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    clipped = jax.tree.map(lambda g: 0.1 * g * min(1.0, 0.5 / float(norm)), gradients)  # 1 - beta1 = 0.1
+    assert_norms_close(adam.mu, clipped, 1e-4)
+    assert [int(result[0].updates) for result in updated(ONE)] == [1, 2]
 
 
 def test_the_state_is_donated_and_the_second_step_compiles_nothing():
     mesh = mesh_of((2, 2, 2))
-    state = new_state(mesh)
-    update = make_update(UPDATE, OPTIMIZER, mesh, state)
+    update, state = updater((2, 2, 2)), new_state(mesh)
     batches = [place(batch_of(), mesh) for _ in range(3)]
     after, *_ = update(state, batches[0])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -198,39 +199,34 @@ def test_the_state_is_donated_and_the_second_step_compiles_nothing():
     assert programs == []
 
 
-def test_scored_anchors_are_the_logprobs_of_the_update_and_give_the_same_gradient():
-    # Ratios are 1 at the anchor, so a scored anchor must give what the current weights as their own anchor give.
+def test_scored_anchors_give_the_gradient_of_current_weights_as_their_own_anchor():
+    # The ratio is 1 at the anchor either way.
     mesh = mesh_of(ONE)
-    weights = jax.device_put(params(), parameter_shardings(params(), mesh))
-    batch = place(batch_of(), mesh)
-    anchors = make_score(UPDATE, mesh, parameter_shardings(params(), mesh))(weights, batch)
-    state = new_state(mesh)
+    shardings = parameter_shardings(params(), mesh)
+    weights = jax.device_put(params(), shardings)
+    anchors = jax.device_get(make_score(UPDATE, mesh, shardings)(weights, place(batch_of(), mesh)))
     scored = dataclasses.replace(UPDATE, anchor_is_current=False)
-    results = []
-    for config, given in ((scored, batch._replace(anchor=anchors)), (UPDATE, batch)):
-        state = new_state(mesh)
-        results.append(jax.device_get(make_update(config, OPTIMIZER, mesh, state)(state, given)))
-    assert float(results[0][3]) == pytest.approx(float(results[1][3]), rel=1e-4)
-    np.testing.assert_allclose(results[0][1]["log_ratio_abs_max"], 0.0, atol=1e-5)
+    assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors), scored), reference())
+    with pytest.raises(AssertionError, match="differ"):
+        assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors - 0.1), scored), reference())
 
 
 # Sampling.
-
-SHAPES = SamplerShapes(prefix=(8,), tail=(8,), max_new_tokens=10, max_rows=16, rows_per_prefix=(2,), chunk=10)
-
 
 @functools.cache
 def sampled(sizes: Sizes | None) -> list[Any]:
     mesh = None if sizes is None else mesh_of(sizes)
     weights = params() if mesh is None else jax.device_put(params(), parameter_shardings(params(), mesh))
-    requests = [request(some_ids(300 + n // 2, 6), n // 2, n, 10) for n in range(14)]
+    shared = [some_ids(300 + group, 9) for group in range(5)]
+    requests = [request(np.append(shared[n // 4], some_ids(n, 1 + n % 3)), n // 4, n) for n in range(20)]
     found: dict[int, Any] = {}
-    for finished in make_sampler(SHAPES, mesh=mesh).generate(weights, requests, SamplingParams()):
+    sampler = make_sampler(stop_ids=(CONFIG.vocab_size,), mesh=mesh)
+    for finished in sampler.generate(weights, requests, SamplingParams()):
         found |= dict(finished)
     return [found[n] for n in range(len(requests))]
 
 
-@pytest.mark.parametrize("sizes", [(2, 1, 1), (8, 1, 1), (1, 4, 1)], ids=name)
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (4, 2, 1)], ids=name)
 def test_sampled_ids_are_equal_on(sizes):
     for one, other in zip(sampled(sizes), sampled(None), strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
