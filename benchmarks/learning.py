@@ -1,8 +1,9 @@
 """Does verbal feedback help, at equal steps, samples and seconds, and is it what the words say?
 
-Trains the quick start's policy under five arms and several seeds, each from its own warm start, with an evaluation every few steps on stories of
-held-out words that no setting was chosen on. Every run is an ordinary `train` run in its own directory; finished runs are skipped, so
-the benchmark can be interrupted and continued. Writes results.json, a table and a picture, whichever way they turn out.
+Trains the quick start's policy under five arms and several seeds, each from its own warm start, with an evaluation
+every few steps on stories of held-out words that no setting was chosen on. Every run is an ordinary `train` run in
+its own directory; finished runs are skipped, so the benchmark can be interrupted and continued. Writes results.json,
+a table and a picture, whichever way they turn out.
 
     python benchmarks/learning.py --output learning_runs [--seeds 5] [--steps 30] [--policies DIR]
 
@@ -176,7 +177,9 @@ def summarise(curves: dict[str, dict[int, list[Point]]]) -> dict[str, Any]:
 
 def table_of(summary: dict[str, Any]) -> str:
     """Returns the summary as Markdown."""
-    columns = sorted({c for arm in summary["arms"].values() for c in arm}, key=lambda c: (c.split()[0], int(c.split()[1])))
+    columns = sorted(
+        {c for arm in summary["arms"].values() for c in arm}, key=lambda c: (c.split()[0], int(c.split()[1]))
+    )
     lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     blocks = {**summary["arms"], **summary["paired"]}
     for name, row in blocks.items():
@@ -202,7 +205,9 @@ def draw(curves: dict[str, dict[int, list[Point]]], path: Path) -> None:
             (line,) = panel.plot(xs, mean, label=arm)
             if np.isfinite(half).all():
                 panel.fill_between(xs, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        panel.set_xlabel({"step": "steps", "samples": "generated samples", "seconds": "seconds (compilation apart)"}[axis])
+        panel.set_xlabel(
+            {"step": "steps", "samples": "generated samples", "seconds": "seconds (compilation apart)"}[axis]
+        )
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("accuracy on held-out belief questions")
     panels[-1].legend(fontsize=8)

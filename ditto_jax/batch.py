@@ -1,9 +1,9 @@
 """Views → fixed-shape arrays for the update: groups of rows that share a token prefix, packed, in micro-batches.
 
-The rows of one prompt stay together: their common token prefix, found by comparing ids, is stored once, and what follows it is packed side by
-side into lanes. A group has a fixed number of lanes; a prompt that needs more takes several groups. Shapes depend on the
-configuration and on length buckets, never on how many rows there happen to be: what is missing is padding with row_valid
-= False, and micro-batches of nothing else are skipped when they run.
+The rows of one prompt stay together: their common token prefix, found by comparing ids, is stored once, and what
+follows it is packed side by side into lanes. A group has a fixed number of lanes; a prompt that needs more takes
+several groups. Shapes depend on the configuration and on length buckets, never on how many rows there happen to be:
+what is missing is padding with row_valid = False, and micro-batches of nothing else are skipped when they run.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 
 from ditto_jax.sampler import bucket, common_prefix_length
 from ditto_jax.views import View
-from model.logprobs import GroupedIds
+from model.logprobs import Array, GroupedIds
 
 
 class TrainBatch(NamedTuple):
     """Arrays of one optimiser update: M micro-batches of n groups of up to S rows of T suffix tokens.
 
-    grouped: ids, [M, n, ...]. loss_mask bool, behaviour and anchor float32 [M, n, S, T] (anchor is filled by the scoring pass);
-    weights float32, role int32, cross and row_valid bool [M, n, S].
+    grouped: ids, [M, n, ...]. loss_mask bool, behaviour and anchor float32 [M, n, S, T] (anchor is filled by the
+    scoring pass); weights float32, role int32, cross and row_valid bool [M, n, S].
     """
 
     grouped: GroupedIds
-    loss_mask: np.ndarray
-    behaviour: np.ndarray
-    anchor: np.ndarray
-    weights: np.ndarray
-    role: np.ndarray
-    cross: np.ndarray
-    row_valid: np.ndarray
+    loss_mask: Array
+    behaviour: Array
+    anchor: Array
+    weights: Array
+    role: Array
+    cross: Array
+    row_valid: Array
 
 
 class BatchShapes(NamedTuple):
@@ -68,8 +68,9 @@ def pack(
 ) -> TrainBatch:
     """Returns the arrays of one update.
 
-    prompts: view indices of each prompt. weights float32 and live bool, one per view: rows that are not live (failed verdict,
-    truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if `shapes` has no room.
+    prompts: view indices of each prompt. weights float32 and live bool, one per view: rows that are not live (failed
+    verdict, truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if `shapes`
+    has no room.
     """
     kept = [[i for i in members if live[i]] for members in prompts]
     kept = [rows for rows in kept if rows]
@@ -137,9 +138,7 @@ def _empty(shapes: BatchShapes, prefix: int, suffix: int) -> TrainBatch:
     )
 
 
-def _fill(
-    flat: TrainBatch, g: int, s: int, view: View, shared: int, place: tuple[int, int], weight: float
-) -> None:
+def _fill(flat: TrainBatch, g: int, s: int, view: View, shared: int, place: tuple[int, int], weight: float) -> None:
     grouped = flat.grouped
     suffix = np.concatenate([view.context[shared:], view.response])
     start, end = len(view.context) - shared, len(suffix)

@@ -1,7 +1,8 @@
 """The whole training state on disk: save, restore onto the present mesh, keep the newest few.
 
-The one module that touches Orbax. A step directory appears under its final name only when it is complete, so a run killed while saving, or a
-full disk, leaves the older checkpoints as they were. Metadata (step, stream position, judge ledger) is JSON beside the arrays.
+The one module that touches Orbax. A step directory appears under its final name only when it is complete, so a run
+killed while saving, or a full disk, leaves the older checkpoints as they were. Metadata (step, stream position, judge
+ledger) is JSON beside the arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             kept = self._manager.all_steps()
             raise RunDirectoryError(
-                f"cannot save the checkpoint of step {step} under {self._folder}: {_reason(error)}. Checkpoints of steps "
+                f"cannot save the checkpoint of step {step} under {self._folder}: {_reason(error)}. "
+                f"Checkpoints of steps "
                 f"{sorted(kept)} are intact: free space, then run the same command to continue"
             ) from error
 
@@ -60,9 +62,7 @@ class Checkpoints:
         """Returns (parameters of the newest checkpoint, placed like `like`, its step); the optimizer is not read."""
         wanted = {"params": jax.tree.map(_abstract, like)}
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        restored = self._restore(
-            ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
-        )
+        restored = self._restore(ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True))
         return restored["state"]["params"], int(restored["meta"]["step"])
 
     def _restore(self, state: Any) -> Any:

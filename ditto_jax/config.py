@@ -1,7 +1,7 @@
 """Everything that a run depends on, as frozen dataclasses; YAML presets and command-line flags only override.
 
-Each number that affects learning is a field here. Impossible combinations are refused when the config is built, with a value that
-would work. Names follow TRL where TRL has one. Loading, layering and printing are `config_io.py`.
+Each number that affects learning is a field here. Impossible combinations are refused when the config is built, with
+a value that would work. Names follow TRL where TRL has one. Loading, layering and printing are `config_io.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class SourceConfig:
     """Where a task's examples come from (see `ditto_jax.tasks.base.Source`).
 
-    path may hold environment variables, for example $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it) is absent, the
-    entry is skipped and listed instead of ending the run.
+    path may hold environment variables, for example $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it)
+    is absent, the entry is skipped and listed instead of ending the run.
     """
 
     kind: Literal["generated", "files", "parquet"] = "generated"
@@ -56,7 +56,9 @@ class TaskConfig:
         if self.weight <= 0:
             raise ConfigError(f"tasks.{self.name}.weight={self.weight}: must be positive; leave the task out instead")
         if "/" in self.label or self.label.startswith("."):
-            raise ConfigError(f"tasks.{self.name}.label={self.label!r}: give a plain folder name, for example {self.name}-2")
+            raise ConfigError(
+                f"tasks.{self.name}.label={self.label!r}: give a plain folder name, for example {self.name}-2"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,10 @@ class MeshConfig:
 class RolloutConfig:
     """How drafts and refined rollouts are sampled, and when a draft is refined.
 
-    prompts_per_step (N), num_generations (G): a step samples N x G drafts. max_completion_length: tokens of a whole episode's
-    response, observations included. feedback_below: drafts that score below it get feedback and a refined rollout; refined_per_draft
-    is 1. Training samples from the untruncated distribution, so that the recorded log-probs are the policy's.
+    prompts_per_step (N), num_generations (G): a step samples N x G drafts. max_completion_length: tokens of a whole
+    episode's response, observations included. feedback_below: drafts that score below it get feedback and a refined
+    rollout; refined_per_draft is 1. Training samples from the untruncated distribution, so that the recorded
+    log-probs are the policy's.
     """
 
     prompts_per_step: int = 64
@@ -92,15 +95,17 @@ class RolloutConfig:
                 f"rollout.num_generations={self.num_generations}: group advantages need at least 2 drafts; set it to 8"
             )
         if self.temperature <= 0:
-            raise ConfigError(f"rollout.temperature={self.temperature}: training samples need a positive value; set 1.0")
+            raise ConfigError(
+                f"rollout.temperature={self.temperature}: training samples need a positive value; set 1.0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The update: how often, in what pieces, and the length buckets of its rows (ascending).
 
-    A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a prompt that needs more
-    takes several groups. micro_batch: groups computed at once, the measure of memory.
+    A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a
+    prompt that needs more takes several groups. micro_batch: groups computed at once, the measure of memory.
     """
 
     max_steps: int = 120
@@ -173,12 +178,16 @@ class RunConfig:
         if self.rollout.max_completion_length < 1:
             raise ConfigError(f"rollout.max_completion_length={self.rollout.max_completion_length}: must be positive")
         if self.save_steps < 1 or self.save_total_limit < 1:
-            raise ConfigError(f"save_steps={self.save_steps}, save_total_limit={self.save_total_limit}: at least 1 each")
+            raise ConfigError(
+                f"save_steps={self.save_steps}, save_total_limit={self.save_total_limit}: at least 1 each"
+            )
         for where, tasks in (("tasks", self.tasks), ("evaluation.tasks", self.evaluation.tasks)):
             labels = [task.label or task.name for task in tasks]
             if len(set(labels)) != len(labels):
                 raise ConfigError(f"{where}: labels {labels} must differ; set `label` on tasks that repeat a name")
         if self.overwrite and self.resume == "must":
-            raise ConfigError("overwrite with resume=must: one deletes the run that the other continues; drop one of them")
+            raise ConfigError(
+                "overwrite with resume=must: one deletes the run that the other continues; drop one of them"
+            )
         if "/" in self.run_name or self.run_name in ("", ".", ".."):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")

@@ -1,7 +1,7 @@
 """Files and flags → config: YAML layers over defaults, flags over YAML, with a record of where each value came from.
 
-Precedence: defaults < each --config in order < flags. A config that was resolved and saved can be fed back verbatim. What the values mean
-and which are impossible is decided in the dataclasses themselves.
+Precedence: defaults < each --config in order < flags. A config that was resolved and saved can be fed back verbatim.
+What the values mean and which are impossible is decided in the dataclasses themselves.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def find_config(name: str) -> Path:
         if candidate.is_file():
             return candidate
     presets = sorted(p.name for p in checkout.parent.glob("*.yaml")) if checkout.parent.is_dir() else []
-    raise MissingInputError(f"--config {name}: no such file or packaged preset; presets: {', '.join(presets) or 'none'}")
+    raise MissingInputError(
+        f"--config {name}: no such file or packaged preset; presets: {', '.join(presets) or 'none'}"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -102,7 +104,9 @@ def explain(config: Any, file_origin: Mapping[str, str], before_flags: Any) -> s
         if from_files.get(key, _ABSENT) != value:
             source = "command line"
         elif key in file_origin or any(key.startswith(f"{known}.") for known in file_origin):
-            source = next(origin for known, origin in file_origin.items() if key == known or key.startswith(f"{known}."))
+            source = next(
+                origin for known, origin in file_origin.items() if key == known or key.startswith(f"{known}.")
+            )
         else:
             source = "default" if default.get(key, _ABSENT) == value else "derived"
         lines.append(f"{key}: {value!r}  # {source}")

@@ -1,9 +1,10 @@
 """Plays episodes: serves the policy requests of all live coroutines from one sampler, and keeps their transcripts.
 
-prompt → draft rollout and (x, h) → refined rollout happen here. An episode is any coroutine over `Ports`; the engine waits until every live episode is
-blocked on the policy, samples for all of them together, and hands each reply over at the chunk boundary where it finished. So batch
-composition does not depend on how fast a judge or a partner answers, and a finished episode's verdict is asked while others
-still decode. What a task does with replies, and how they are judged, is not decided here.
+prompt → draft rollout and (x, h) → refined rollout happen here. An episode is any coroutine over `Ports`; the engine
+waits until every live episode is blocked on the policy, samples for all of them together, and hands each reply over
+at the chunk boundary where it finished. So batch composition does not depend on how fast a judge or a partner
+answers, and a finished episode's verdict is asked while others still decode. What a task does with replies, and how
+they are judged, is not decided here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ ResultT = TypeVar("ResultT")
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One episode to play. `group` names rollouts that may share a prefix; `sample` is what its randomness derives from."""
+    """One episode to play. `group` names rollouts that may share a prefix; `sample` is what its randomness derives
+    from.
+    """
 
     task: Task
     example: Example
@@ -48,7 +51,9 @@ class Played:
 
 @dataclasses.dataclass(frozen=True)
 class Abandoned:
-    """An episode that ended because an auxiliary model failed: why, and the tokens until then. There is nothing to judge."""
+    """An episode that ended because an auxiliary model failed: why, and the tokens until then. There is nothing to
+    judge.
+    """
 
     reason: str
     transcripts: Mapping[str, Transcript]

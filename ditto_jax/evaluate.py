@@ -1,8 +1,8 @@
 """Evaluation without feedback: the same episodes and scorers as training, fixed keys, and intervals.
 
-In: tasks, an engine, weights. Out: one JSON record a task (schema below) and one line a sample. With `with_feedback` it also measures what
-one refined attempt under real words and under content-free words makes of the wrong drafts: the control that shows
-whether the policy reads. Failed verdicts are left out and counted, never scored.
+In: tasks, an engine, weights. Out: one JSON record a task (schema below) and one line a sample. With `with_feedback`
+it also measures what one refined attempt under real words and under content-free words makes of the wrong drafts: the
+control that shows whether the policy reads. Failed verdicts are left out and counted, never scored.
 """
 
 from __future__ import annotations

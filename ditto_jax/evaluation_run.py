@@ -2,8 +2,8 @@
 
 … → checkpoint, **evaluation**, report
 
-In: a model folder, a packaged policy, or the directory of a training run (then its newest checkpoint). Out: eval/ records and the
-report. Trains nothing; how one task is measured is `evaluate.py`.
+In: a model folder, a packaged policy, or the directory of a training run (then its newest checkpoint). Out: eval/
+records and the report. Trains nothing; how one task is measured is `evaluate.py`.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ async def evaluate_tasks(
 def run_evaluation(config: RunConfig, command: list[str], fail_under: float | None = None) -> Path:
     """Evaluates `config.evaluation.tasks`; returns the run directory with records and report.
 
-    fail_under: the least mean score that every evaluated label must reach; else GateFailed, after everything is written. Raises
-    DittoError subclasses for whatever is missing or cannot work, before anything is written.
+    fail_under: the least mean score that every evaluated label must reach; else GateFailed, after everything is
+    written. Raises DittoError subclasses for whatever is missing or cannot work, before anything is written.
     """
     if not config.evaluation.tasks:
-        raise ConfigError("evaluation.tasks: nothing to measure; list at least one task under `evaluation.tasks` in the YAML")
+        raise ConfigError(
+            "evaluation.tasks: nothing to measure; list at least one task under `evaluation.tasks` in the YAML"
+        )
     if fail_under is not None and not math.isfinite(fail_under):
         raise ConfigError(f"fail_under={fail_under}: must be a finite score, for example 0.3")
     folder = Path(config.output_dir) / config.run_name
@@ -114,7 +116,7 @@ def _weights(config: RunConfig, parts: Parts, trained: RunConfig | None) -> tupl
     with contextlib.closing(Checkpoints(run.checkpoints, trained.save_total_limit)) as saved:
         if saved.latest_step() is None:
             raise MissingInputError(
-                f"model_name_or_path={config.model_name_or_path}: the run has no checkpoint yet; continue it, or name the "
+                f"model_name_or_path={config.model_name_or_path}: the run has no checkpoint yet; continue it, or name "
                 f"model it started from, {trained.model_name_or_path}"
             )
         return saved.restore_params(params)

@@ -1,9 +1,10 @@
 """Training: the one sentence of this project, a step at a time.
 
-prompt → draft rollout → judge → feedback → refined rollout → views and pools → sharded update → checkpoint, evaluation, report
+prompt → draft rollout → judge → feedback → refined rollout → views and pools → sharded update → checkpoint,
+evaluation, report
 
-`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. The same command continues a run that was
-preempted or killed: everything after the last checkpoint is cut and repeated, equal.
+`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. The same command continues a run
+that was preempted or killed: everything after the last checkpoint is cut and repeated, equal.
 """
 
 from __future__ import annotations
@@ -208,8 +209,8 @@ def _status_on_failure(run: RunDirectory, trainer: Trainer):
 def train(config: RunConfig, command: list[str]) -> Path:
     """Trains a run to its end, or continues it; returns the run directory.
 
-    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact. Nothing is written before
-    everything that the run needs is there.
+    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact. Nothing is written
+    before everything that the run needs is there.
     """
     folder = Path(config.output_dir) / config.run_name
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
@@ -223,7 +224,10 @@ def train(config: RunConfig, command: list[str]) -> Path:
         try:
             runner.run(parts.judge.check())
             run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
-            with _status_on_failure(run, trainer), closing(Checkpoints(run.checkpoints, config.save_total_limit)) as saved:
+            with (
+                _status_on_failure(run, trainer),
+                closing(Checkpoints(run.checkpoints, config.save_total_limit)) as saved,
+            ):
                 if earlier and saved.latest_step() is not None:
                     trainer.restore(*saved.restore(trainer.state))
                     progress.note(f"continuing {folder} after step {trainer.done_steps}")
@@ -267,7 +271,9 @@ def _run_steps(
 
 
 def _evaluate_if_due(trainer: Trainer, run: RunDirectory, progress: TrainProgress, runner: asyncio.Runner) -> None:
-    """Evaluates the present weights on every task that has no record of this step yet: a run may be killed at any time."""
+    """Evaluates the present weights on every task that has no record of this step yet: a run may be killed at any
+    time.
+    """
     config, parts, step = trainer.config, trainer.parts, trainer.done_steps
     every = config.evaluation.every
     if step in (0, config.train.max_steps) or (every and step % every == 0):

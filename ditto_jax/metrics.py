@@ -1,7 +1,8 @@
 """What one step did, as named numbers: rewards, gap, outcomes, lengths, time split.
 
-Names follow TRL where TRL has one; ours are `area/what_unit`. Learning metrics are a pure function of the step's rollouts and update; times
-and rates are kept apart under `time/` and `..._per_s`, because a resumed run repeats the former bit for bit and never the latter.
+Names follow TRL where TRL has one; ours are `area/what_unit`. Learning metrics are a pure function of the step's
+rollouts and update; times and rates are kept apart under `time/` and `..._per_s`, because a resumed run repeats the
+former bit for bit and never the latter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model folder → everything needed to sample from it: config, weights on the mesh, tokenizer, chat format.
 
-Packaged policies are found by name (`tiny-tom`), everything else is a folder in Hugging Face layout. No weights are changed here, and
-nothing is downloaded.
+Packaged policies are found by name (`tiny-tom`), everything else is a folder in Hugging Face layout. No weights are
+changed here, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def find_policy(name: str) -> Path:
     if Path(name).name == name and packaged.is_dir():
         return packaged
     raise MissingInputError(
-        f"model_name_or_path={name}: no such folder. Give a folder with config.json and safetensors (download it first, for "
-        "example with `hf download`), or the packaged policy tiny-tom"
+        f"model_name_or_path={name}: no such folder. Give a folder with config.json and safetensors (download it "
+        "first, for example with `hf download`), or the packaged policy tiny-tom"
     )
 
 

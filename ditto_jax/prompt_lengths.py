@@ -1,7 +1,7 @@
 """Prompts → do they fit the configured shapes? Asked before anything is sampled, and again for a judge's words.
 
-In: prompts as token counts. Out: nothing, or one ConfigError that names the longest prompt and the setting to raise. What
-a prompt says, and where the shapes are filled, is decided elsewhere.
+In: prompts as token counts. Out: nothing, or one ConfigError that names the longest prompt and the setting to raise.
+What a prompt says, and where the shapes are filled, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -76,5 +76,6 @@ def require_room(prompts: Iterable[Prompt], chat_format: ChatFormat, room: Room,
     if worst is not None:
         others = f" (the longest of {count} that do not fit)" if count > 1 else ""
         raise ConfigError(
-            f"{setting}: the prompt of example {worst.id} has {longest} tokens{others}: {room.lack(longest, longest - 1)}"
+            f"{setting}: the prompt of example {worst.id} has {longest} tokens{others}; "
+            f"{room.lack(longest, longest - 1)}"
         )

@@ -1,7 +1,7 @@
 """The resumable prompt stream: position → the next N prompts of a weighted task mixture.
 
-The order is a pure function of (seed, position), so the whole state of the stream is one integer. Each task's examples are permuted
-anew in every epoch. Knows nothing of tokens or policies.
+The order is a pure function of (seed, position), so the whole state of the stream is one integer. Each task's
+examples are permuted anew in every epoch. Knows nothing of tokens or policies.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _expand(path: str | None, where: str) -> Path | None:
     expanded = os.path.expandvars(path)
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset:
-        raise MissingInputError(f"{where}={path}: the environment variable {unset[1]} is not set; point it at the data folder")
+        raise MissingInputError(
+            f"{where}={path}: the environment variable {unset[1]} is not set; point it at the data folder"
+        )
     return Path(expanded).expanduser()
 
 
@@ -129,8 +131,8 @@ class PromptStream:
     def _which(self, index: int) -> tuple[int, int]:
         """Returns (task, how many prompts of it came before): each task stays within one prompt of its share.
 
-        Of the tasks that another prompt would not put a whole prompt ahead, the next is the one that would be the first to
-        fall a whole prompt behind (Steiner and Yeomans, 1993). In integers, so that no rounding decides.
+        Of the tasks that another prompt would not put a whole prompt ahead, the next is the one that would be the
+        first to fall a whole prompt behind (Steiner and Yeomans, 1993). In integers, so that no rounding decides.
         """
         total = sum(self._weights)
         while len(self._drawn) <= index:

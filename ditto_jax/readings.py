@@ -26,7 +26,7 @@ def number(row: Row, key: str) -> float | None:
 
 
 def reward_gap(row: Row) -> float | None:
-    """Returns the teacher-student gap: mean reward with feedback (drafts that needed none as they are) minus without."""
+    """Returns the teacher-student gap: mean reward with feedback (where a draft needed it) minus without."""
     taught, draft = number(row, "feedback/with_feedback_reward"), number(row, "reward")
     return None if taught is None or draft is None else taught - draft
 

@@ -201,7 +201,10 @@ def _learning_chart(reading: RunReading, name: str) -> Chart | None:
         Line("with feedback (refined where the draft needed it)", drawn, "taught", "series-1", "dashed"),
         Line("refined rollouts alone", drawn, "refined", "muted", "dotted"),
     ]
-    note = "Rewards of sampled training rollouts. Only drafts below the gate are refined, so the refined alone are the hard ones."
+    note = (
+        "Rewards of sampled training rollouts. Only drafts below the gate are refined, so the refined alone are the "
+        "hard ones."
+    )
     return charts.line_chart(
         f"{name}-learning", "Learning curves", "mean reward", lines, _evaluation_points(reading), note
     )

@@ -1,8 +1,8 @@
 """Draft rollouts, their verdicts and feedback, and the refined rollouts: prompts in, judged rollouts out.
 
-prompt → draft rollout → judge → feedback → refined rollout. A draft is judged as soon as its episode ends; a draft below the
-gate is asked about in words, and words that pass the leak filter give one refined rollout in the context (x, h).
-Failed calls stay typed outcomes: no number and no prompt is made of them. Pools and updates come later.
+prompt → draft rollout → judge → feedback → refined rollout. A draft is judged as soon as its episode ends; a draft
+below the gate is asked about in words, and words that pass the leak filter give one refined rollout in the context
+(x, h). Failed calls stay typed outcomes: no number and no prompt is made of them. Pools and updates come later.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ async def draft_rollouts(
 ) -> list[Rollout]:
     """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
 
-    feedback_below: drafts that score below it are asked about in words; None asks for none. A draft whose score failed is
-    not asked about: there is nothing to say about an unjudged draft.
+    feedback_below: drafts that score below it are asked about in words; None asks for none. A draft whose score
+    failed is not asked about: there is nothing to say about an unjudged draft.
     """
     slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
     attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
@@ -83,7 +83,9 @@ async def refined_rollouts(
     """Returns one judged refined rollout for every draft with usable feedback, in draft order."""
     parents = [draft for draft in drafts if draft.feedback is not None and draft.feedback.usable]
     attempts = [
-        _attempt(sampling, prompts[d.prompt_index], d.prompt_index, d.sample_index, RolloutRole.REFINED, d.feedback.text)
+        _attempt(
+            sampling, prompts[d.prompt_index], d.prompt_index, d.sample_index, RolloutRole.REFINED, d.feedback.text
+        )
         for d in parents
         if d.feedback is not None
     ]

@@ -1,8 +1,8 @@
 """The run directory: who owns it, what stands in it, and how a resumed run cuts back to its last checkpoint.
 
-Metrics and rollouts are appended as steps finish; on resume, everything after the restored step is cut, so that the files of a killed and
-resumed run equal those of a straight one. Small files are written to a temporary name and renamed. Checkpoints are
-`checkpoint.py`.
+Metrics and rollouts are appended as steps finish; on resume, everything after the restored step is cut, so that the
+files of a killed and resumed run equal those of a straight one. Small files are written to a temporary name and
+renamed. Checkpoints are `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class _told:
     def __exit__(self, kind, error, trace):
         if isinstance(error, OSError) and not isinstance(error, RunDirectoryError):
             raise RunDirectoryError(
-                f"cannot write {self._path}: {error.strerror or error}; free space, then run the same command to continue"
+                f"cannot write {self._path}: {error.strerror or error}; free space, then repeat the command to continue"
             ) from error
         return False
 
@@ -162,8 +162,8 @@ class _told:
 def check_run(path: Path, config: Any, *, resume: str, overwrite: bool) -> bool:
     """Returns whether `path` holds an earlier run to continue. Changes nothing.
 
-    Raises RunDirectoryError if it belongs to a run of another config (naming what differs), if resume is "never" and it is not
-    empty, if resume is "must" and it is, or if it is no run directory.
+    Raises RunDirectoryError if it belongs to a run of another config (naming what differs), if resume is "never" and
+    it is not empty, if resume is "must" and it is, or if it is no run directory.
     """
     if path.exists() and not path.is_dir():
         raise RunDirectoryError(f"{path} is a file, not a run directory; choose another --run_name or --output_dir")
@@ -178,7 +178,9 @@ def check_run(path: Path, config: Any, *, resume: str, overwrite: bool) -> bool:
     if overwrite:
         return False
     if resume == "never":
-        raise RunDirectoryError(f"{path} holds a run and resume=never; add --overwrite to replace it or change --run_name")
+        raise RunDirectoryError(
+            f"{path} holds a run and resume=never; add --overwrite to replace it or change --run_name"
+        )
     _same_config(saved, config)
     return True
 
@@ -217,7 +219,7 @@ def _same_config(saved: Path, config: Any) -> None:
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise RunDirectoryError(
-            f"{saved.parent} belongs to a run with other settings ({shown}). Choose another --run_name, or add --overwrite"
+            f"{saved.parent} belongs to a run with other settings ({shown}). Change --run_name or add --overwrite"
         )
 
 
@@ -235,7 +237,17 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Returns versions and machine facts that a reported number depends on; no secrets and no user names."""
-    packages = ("ditto-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "sentencepiece")
+    packages = (
+        "ditto-jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+        "sentencepiece",
+    )
     versions = {}
     for name in packages:
         try:
@@ -249,5 +261,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": versions,
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS") if name in os.environ},
+        "flags": {
+            name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS") if name in os.environ
+        },
     }

@@ -1,14 +1,15 @@
 """Host side of sampling: requests in, finished token sequences out, a chunk at a time.
 
-Requests of one group share as long a token prefix as comparing their ids shows; it is prefilled once. All shapes come from buckets that are a
-pure function of the configuration and of the requests at hand, so a resumed run meets the same shapes and no
-step recompiles after warm-up. Knows token ids and stop rules; knows nothing of tasks, rewards or judges.
+Requests of one group share as long a token prefix as comparing their ids shows; it is prefilled once. All shapes come
+from buckets that are a pure function of the configuration and of the requests at hand, so a resumed run meets the
+same shapes and no step recompiles after warm-up. Knows token ids and stop rules; knows nothing of tasks, rewards or
+judges.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -28,7 +29,9 @@ from model.sampling import SamplingParams
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """One sequence to continue. Requests with equal `group` may share a prefix; `key` is uint32[2], from the sample's identity."""
+    """One sequence to continue. Requests with equal `group` may share a prefix; `key` is uint32[2], from the sample's
+    identity.
+    """
 
     ids: np.ndarray
     group: int
@@ -49,8 +52,8 @@ class Sampled:
 class SamplerShapes:
     """Static shapes. `prefix` and `tail` are ascending buckets of prompt lengths; a longer prompt is refused.
 
-    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them share one prefix
-    (samples of one prompt). chunk: decode steps between two looks of the host.
+    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
+    share one prefix (samples of one prompt). chunk: decode steps between two looks of the host.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -75,7 +78,9 @@ def bucket(value: int, buckets: Sequence[int], what: str) -> int:
     for size in buckets:
         if value <= size:
             return size
-    raise ConfigError(f"{what}: {value} tokens do not fit the largest bucket {buckets[-1]}; raise {what} or shorten the prompt")
+    raise ConfigError(
+        f"{what}: {value} tokens do not fit the largest bucket {buckets[-1]}; raise {what} or shorten the prompt"
+    )
 
 
 def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
@@ -105,7 +110,7 @@ class Sampler:
     ):
         self.config = config
         self.shapes = shapes
-        self.stop_ids = tuple(sorted(set(int(i) for i in stop_ids)))
+        self.stop_ids = tuple(sorted({int(i) for i in stop_ids}))
         self._decode = decode
         self._mesh = mesh
         self.prefix_tokens_reused = 0  # tokens not prefilled again because a group shares them
@@ -149,8 +154,8 @@ class Sampler:
         total = len(request.ids) + request.max_new_tokens
         if total > self.config.max_position_embeddings:
             raise ConfigError(
-                f"prompt of {len(request.ids)} tokens + max_new_tokens={request.max_new_tokens} = {total} exceeds the model's "
-                f"context of {self.config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
+                f"prompt of {len(request.ids)} tokens + max_new_tokens={request.max_new_tokens} = {total} exceeds the "
+                f"model's context of {self.config.max_position_embeddings}; shorten the prompt or lower max_new_tokens"
             )
         if request.max_new_tokens > self.shapes.max_new_tokens:
             raise ConfigError(
@@ -175,7 +180,9 @@ class Sampler:
         return slots, rows_per_slot
 
     def _prefix_limit(self, requests, groups: dict[int, list[int]], prefixes: dict[int, int]) -> int:
-        """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes need."""
+        """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes
+        need.
+        """
         largest = self.shapes.prefix[-1]
         shared = [prefixes[g] for g, members in groups.items() if len(members) > 1]
         longest_shared = max([1, *(shared or prefixes.values())])

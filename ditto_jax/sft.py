@@ -1,8 +1,9 @@
 """Supervised warm start: generators → worked replies → a policy that can reason, but neglects belief unless told.
 
-Produces the tiny policy of the quick start. A skill stage teaches the trace; a habit stage teaches the reality shortcut for unaided belief
-questions while words about the draft keep the careful reply, and content-free words do not. Rows of one story share its tokens. Uses
-the views, batches, state and model of training; the loss here is plain likelihood.
+Produces the tiny policy of the quick start. A skill stage teaches the trace; a habit stage teaches the reality
+shortcut for unaided belief questions while words about the draft keep the careful reply, and content-free words do
+not. Rows of one story share its tokens. Uses the views, batches, state and model of training; the loss here is plain
+likelihood.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ from model.partition import row_sharding
 class StageConfig:
     """One stage of supervised training on generated stories.
 
-    careful_unaided: probability that a reply without feedback shows the careful trace instead of the reality shortcut; careful_reading: with
-    words about the draft; careful_content_free: with words that say nothing. feedback_fraction: of wrong shortcut drafts that get
-    a feedback row; content_free_fraction: of those that get content-free words. story_loss: weight of the story's own likelihood.
+    careful_unaided: probability that a reply without feedback shows the careful trace instead of the reality
+    shortcut; careful_reading: with words about the draft; careful_content_free: with words that say nothing.
+    feedback_fraction: of wrong shortcut drafts that get a feedback row; content_free_fraction: of those that get
+    content-free words. story_loss: weight of the story's own likelihood.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """`ditto-jax sft`: a config → a policy trained from scratch on worked replies, saved as a Hugging Face folder.
 
-Vocabulary, initial weights, stages, and a model card that says how the folder was made. The same configuration gives the same
-files on the same machine. Nothing outside `output_dir` is written.
+Vocabulary, initial weights, stages, and a model card that says how the folder was made. The same configuration gives
+the same files on the same machine. Nothing outside `output_dir` is written.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run_sft(config: SFTConfig, command: list[str]) -> Path:
     folder = Path(config.output_dir)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunDirectoryError(
-            f"output_dir={folder}: exists and is no earlier policy (no config.json); it is left as it is: name another folder"
+            f"output_dir={folder}: exists and is no earlier policy (no config.json); left as it is: name another folder"
         )
     with tempfile.TemporaryDirectory() as scratch:
         return _train_and_save(config, Path(scratch), command)

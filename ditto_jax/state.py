@@ -1,7 +1,7 @@
 """The training state as one pytree, its optimizer, and where each leaf lives on the mesh.
 
-State in, state out: everything that a resumed run needs on the device is here. Host positions (prompt stream, judge ledger) travel in
-the checkpoint's metadata. Reading and writing files is `checkpoint.py`.
+State in, state out: everything that a resumed run needs on the device is here. Host positions (prompt stream, judge
+ledger) travel in the checkpoint's metadata. Reading and writing files is `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    updates: jax.Array
+    updates: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a global-norm clip. `schedule`: constant, linear or cosine (to 0 over the run), after linear warm-up."""
+    """AdamW with a global-norm clip. `schedule`: constant, linear or cosine (to 0 over the run), after linear
+    warm-up.
+    """
 
     learning_rate: float = 5.0e-6
     schedule: str = "constant"

@@ -24,10 +24,13 @@ class Estimate:
     method: str
 
 
-def estimate_mean(scores: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 2000) -> Estimate | None:
+def estimate_mean(
+    scores: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 2000
+) -> Estimate | None:
     """Returns the mean over items of each item's mean score, or None without items.
 
-    One 0/1 score per item: Wilson interval. Else a bias-corrected bootstrap over items (percentile where it is degenerate).
+    One 0/1 score per item: Wilson interval. Else a bias-corrected bootstrap over items (percentile where it is
+    degenerate).
     """
     import scipy.stats
 

@@ -1,7 +1,7 @@
 """Generators → a small SentencePiece vocabulary for a policy that is trained from scratch.
 
-Byte fallback makes any text readable; turn markers are control pieces, which no text can produce; answer tags are whole pieces. Single-threaded
-training on text in a fixed order, so the same configuration gives the same file.
+Byte fallback makes any text readable; turn markers are control pieces, which no text can produce; answer tags are
+whole pieces. Single-threaded training on text in a fixed order, so the same configuration gives the same file.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The sharded update: one jitted, donated function from (state, batch) to (state, metrics).
 
-views and pools → sharded update. Micro-batches run in a scan; gradients are summed in float32 and divided by denominators counted over the
-whole batch, so the number of micro-batches and devices changes nothing but rounding. `score` is the pass that fills the
-anchors: log-probs under each row's own training context with the weights before the first update. No I/O, no host code.
+views and pools → sharded update. Micro-batches run in a scan; gradients are summed in float32 and divided by
+denominators counted over the whole batch, so the number of micro-batches and devices changes nothing but rounding.
+`score` is the pass that fills the anchors: log-probs under each row's own training context with the weights before
+the first update. No I/O, no host code.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -31,8 +31,9 @@ from model.partition import ACTIVATION_RULES, replicated, row_sharding
 class UpdateConfig:
     """What the compiled update depends on besides shapes.
 
-    temperature: of sampling; log-probs are taken at it everywhere. anchor_is_current: True when an iteration makes one update, for then
-    the weights before it are the current ones and the scoring pass would repeat the forward pass bit for bit.
+    temperature: of sampling; log-probs are taken at it everywhere. anchor_is_current: True when an iteration makes
+    one update, for then the weights before it are the current ones and the scoring pass would repeat the forward pass
+    bit for bit.
     """
 
     model: ModelConfig
@@ -100,8 +101,9 @@ def make_update(config: UpdateConfig, optimizer: optax.GradientTransformation, m
     shardings = state_shardings(state, optimizer, mesh)
 
     def update(state: TrainState, batch: TrainBatch):
-        flat = [_rows(x, n) for x, n in ((batch.loss_mask, 1), (batch.role, 0), (batch.row_valid, 0))]
-        denominator = denominators(*flat, config.objective)
+        denominator = denominators(
+            _rows(batch.loss_mask, 1), _rows(batch.role, 0), _rows(batch.row_valid, 0), config.objective
+        )
 
         def add(carry, micro):
             grads, sums, gap = carry
@@ -170,7 +172,7 @@ def make_score(config: UpdateConfig, mesh: Mesh, params_shardings: Any):
 
 
 def make_gradient(config: UpdateConfig, mesh: Mesh):
-    """Returns the function (params, micro-batch, denominators) → (loss, gradients): what tests compare across meshes."""
+    """Returns the function (params, micro-batch, denominators) → (loss, gradients): what tests compare on meshes."""
 
     def gradient(params, micro, denominator):
         (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(params, micro, denominator, config)

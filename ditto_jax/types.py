@@ -146,8 +146,8 @@ class Verdict:
 class Feedback:
     """The words h about one draft, or why there are none.
 
-    `outcome` is that of the call which asked for them. `text` exists iff the outcome is OK. `leak` names the rule of the leak
-    filter that rejected the text, or is empty. Only `usable` feedback may enter a prompt.
+    `outcome` is that of the call which asked for them. `text` exists iff the outcome is OK. `leak` names the rule of
+    the leak filter that rejected the text, or is empty. Only `usable` feedback may enter a prompt.
     """
 
     outcome: Outcome
@@ -175,8 +175,8 @@ class RolloutRole(enum.StrEnum):
 class Rollout:
     """One played episode in one sampling context, with its verdict.
 
-    `prompt_index` numbers the prompt within the step, `sample_index` the draft within the group. A refined rollout has the
-    sample_index of its parent draft and carries the feedback that it was sampled under in `used_feedback`; a
+    `prompt_index` numbers the prompt within the step, `sample_index` the draft within the group. A refined rollout
+    has the sample_index of its parent draft and carries the feedback that it was sampled under in `used_feedback`; a
     draft carries the feedback that was asked for about it (or None if the gate was closed) in `feedback`.
     `transcripts` holds one transcript for every role that the policy played ("policy" where there is one).
     """

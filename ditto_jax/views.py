@@ -1,8 +1,8 @@
 """Rollouts → views: which rollout is trained under which context.
 
-A draft gives one view, y0 under x. A refined rollout gives up to two: y1 under x, the context of its parent draft, and y1 under (x, h), its
-own. Views of one rollout share their response ids token for token; only the context before them differs (feedback-methods
-0.2; DITTO Eq. 7-8). Rewards and pools are not touched here.
+A draft gives one view, y0 under x. A refined rollout gives up to two: y1 under x, the context of its parent draft,
+and y1 under (x, h), its own. Views of one rollout share their response ids token for token; only the context before
+them differs (feedback-methods 0.2; DITTO Eq. 7-8). Rewards and pools are not touched here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ditto_jax.types import Outcome, Rollout, RolloutRole, Transcript, ViewRole
 class View:
     """One training row before padding.
 
-    context int32[c], response int32[t], loss_mask bool[t], behaviour float32[t] (sampler log-probs, in the sampling context).
-    `prompt` and `rollout` number the prompt and the rollout within the step; `cross` is True iff the training context
-    is not the sampling context. `reward` is None if the judge gave no score.
+    context int32[c], response int32[t], loss_mask bool[t], behaviour float32[t] (sampler log-probs, in the sampling
+    context). `prompt` and `rollout` number the prompt and the rollout within the step; `cross` is True iff the
+    training context is not the sampling context. `reward` is None if the judge gave no score.
     """
 
     role: ViewRole
@@ -53,10 +53,10 @@ def _view(role: ViewRole, number: int, rollout: Rollout, transcript: Transcript,
 
 
 def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole]) -> list[View]:
-    """Returns the views that an objective trains (`roles`), in rollout order; rollouts that sampled nothing give none."""
-    parents = {
-        (r.prompt_index, r.sample_index): r.transcripts for r in rollouts if r.role is RolloutRole.DRAFT
-    }
+    """Returns the views that an objective trains (`roles`), in rollout order; rollouts that sampled nothing give
+    none.
+    """
+    parents = {(r.prompt_index, r.sample_index): r.transcripts for r in rollouts if r.role is RolloutRole.DRAFT}
     views = []
     for number, rollout in enumerate(rollouts):
         for name, transcript in rollout.transcripts.items():

@@ -1,8 +1,8 @@
 """Grouped-query attention over up to two key-value sources: a prefix shared by a group of rows, and the row's own.
 
 B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
-separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys of
-a training row, of a prompt being prefilled and of a decode step all come through `attend`.
+separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys
+of a training row, of a prompt being prefilled and of a decode step all come through `attend`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def _over(q: jax.Array, source: KeyValues, mask: jax.Array) -> _Partial:
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - peak[..., None])
     total = jnp.sum(weights, axis=-1)
-    out = jnp.einsum(
-        "bktqs,bskd->bktqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("bktqs,bskd->bktqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32)
     return _Partial(out, peak, total)
 
 

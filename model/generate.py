@@ -1,14 +1,14 @@
 """Jitted prefill and chunk-stepped decode over groups of rows that share a token prefix.
 
-`prefill` runs each group's common prefix once, then every row's own tail, and draws the first token; `decode_chunk` draws up to
-`steps` more with the state donated, leaving early when all rows are done. Between chunks the host may read finished rows
-and cancel others. Nothing here knows about text, episodes or judges.
+`prefill` runs each group's common prefix once, then every row's own tail, and draws the first token; `decode_chunk`
+draws up to `steps` more with the state donated, leaving early when all rows are done. Between chunks the host may
+read finished rows and cancel others. Nothing here knows about text, episodes or judges.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,30 @@ from model.config import ModelConfig
 from model.llama import Cache, Params, Prefix, decode, forward, logits, make_prefix
 from model.sampling import SamplingParams, draw
 
+Array = Any  # NumPy on the host, jax inside jitted code
+
 
 class PromptBatch(NamedTuple):
     """Shape-static prompts of N groups with B/N rows each.
 
-    prefix_ids int32[N, P] right-padded, prefix_length int32[N]; tail_ids int32[B, T] LEFT-padded with at least one real
-    token, tail_length int32[B]; row_keys uint32[B, 2]; limits int32[B]: tokens the row may still draw (0 = padding row).
+    prefix_ids int32[N, P] right-padded, prefix_length int32[N]; tail_ids int32[B, T] LEFT-padded with at least one
+    real token, tail_length int32[B]; row_keys uint32[B, 2]; limits int32[B]: tokens the row may still draw (0 =
+    padding row).
     """
 
-    prefix_ids: jax.Array
-    prefix_length: jax.Array
-    tail_ids: jax.Array
-    tail_length: jax.Array
-    row_keys: jax.Array
-    limits: jax.Array
+    prefix_ids: Array
+    prefix_length: Array
+    tail_ids: Array
+    tail_length: Array
+    row_keys: Array
+    limits: Array
 
 
 class DecodeState(NamedTuple):
     """Everything that changes while decoding; donated from chunk to chunk.
 
-    tokens int32[B, M], logprobs float32[B, M]: what was drawn, valid up to `drawn` int32[B]; positions int32[B]: position of the
-    next token; done bool[B].
+    tokens int32[B, M], logprobs float32[B, M]: what was drawn, valid up to `drawn` int32[B]; positions int32[B]:
+    position of the next token; done bool[B].
     """
 
     cache: Cache

@@ -1,7 +1,7 @@
 """Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, and a plain projection.
 
-Norm statistics are computed in float32 whatever the compute dtype. Parameters keep the dtype they were created with and are cast to the
-compute dtype at use. Nothing here knows about caches or masks.
+Norm statistics are computed in float32 whatever the compute dtype. Parameters keep the dtype they were created with
+and are cast to the compute dtype at use. Nothing here knows about caches or masks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """Bias-free linear map [..., in] → [..., features].
 
-    Initial weights have variance gain² / in, so that narrow policies trained from scratch start with activations of order one.
+    Initial weights have variance gain² / in, so that narrow policies trained from scratch start with activations of
+    order one.
     """
 
     config: ModelConfig

@@ -1,8 +1,8 @@
 """The policy as pure functions on a parameter pytree: init, forward, apply.
 
-Flax Linen modules stand behind these functions; layers are scanned, so parameters are stacked on a leading layer axis. One forward definition
-serves training, prefill and decode; they differ only in where keys come from (`prefix`, own tokens, `cache`).
-This file knows nothing of sampling, rewards or text.
+Flax Linen modules stand behind these functions; layers are scanned, so parameters are stacked on a leading layer
+axis. One forward definition serves training, prefill and decode; they differ only in where keys come from (`prefix`,
+own tokens, `cache`). This file knows nothing of sampling, rewards or text.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ class Llama(nn.Module):
             embedding_init=nn.initializers.normal(c.hidden_size**-0.5),
             name="embed",
         )
-        x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))
+        x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))  # pyright: ignore[reportPrivateImportUsage]
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
         )(c, self.keep_keys, name="layers")
         (x, keys), new_keys = layers(
@@ -154,14 +154,15 @@ def forward(
     *,
     keep_keys: bool = False,
     remat: bool = False,
-) -> tuple[jax.Array, KeyValues | None]:
+) -> tuple[jax.Array, Any]:
     """Returns final hidden states [B, T, E], and this call's keys [L, B, T, K, D] if `keep_keys`.
 
-    ids, positions, segments: int32[B, T]. Attention is causal in array order, over own tokens of the same segment and over the
-    whole valid prefix; segment 0 is padding, anywhere. Differentiable in params and prefix.
+    ids, positions, segments: int32[B, T]. Attention is causal in array order, over own tokens of the same segment and
+    over the whole valid prefix; segment 0 is padding, anywhere. Differentiable in params and prefix.
     """
     module = Llama(config, keep_keys=keep_keys, remat=remat)
-    hidden, keys, _ = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
+    applied: Any = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
+    hidden, keys, _ = applied
     return hidden, keys
 
 
@@ -172,16 +173,17 @@ def decode(
 
     ids, positions: int32[B]. Every row of the new column becomes visible to its own row.
     """
-    visible = jax.lax.dynamic_update_slice(
-        cache.valid, jnp.ones((ids.shape[0], 1), bool), (jnp.int32(0), cache.column)
-    )
-    hidden, _, keys = Llama(config).apply(
+    visible = jax.lax.dynamic_update_slice(cache.valid, jnp.ones((ids.shape[0], 1), bool), (jnp.int32(0), cache.column))
+    applied: Any = Llama(config).apply(
         _module_params(params, config), ids[:, None], positions[:, None], visible[:, None, :], prefix, cache
     )
+    hidden, _, keys = applied
     return hidden[:, 0], Cache(keys.k, keys.v, visible, cache.column + 1)
 
 
-def make_prefix(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: bool = False) -> Prefix:
+def make_prefix(
+    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: bool = False
+) -> Prefix:
     """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     _, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
@@ -199,7 +201,7 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="config")
 def apply(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Returns float32 logits [B, T, V] of whole sequences int32[B, T]: the reference path of the tests and notebooks."""
+    """Returns float32 logits [B, T, V] of whole sequences int32[B, T]: the reference path of tests and notebooks."""
     if valid is None:
         valid = jnp.ones(ids.shape, bool)
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0).astype(jnp.int32)

@@ -1,13 +1,13 @@
 """Log-probabilities of given tokens, for groups of rows that share a token prefix; never all logits at once.
 
-The prefix of a group runs once and its keys serve every row of the group, in the forward and in the backward pass. The head is
-applied to chunks of positions whose logits are recomputed in the backward pass, so that peak memory does not
-grow with rows x tokens x vocabulary.
+The prefix of a group runs once and its keys serve every row of the group, in the forward and in the backward pass.
+The head is applied to chunks of positions whose logits are recomputed in the backward pass, so that peak memory does
+not grow with rows x tokens x vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,24 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.llama import Params, Prefix, forward, logits
 
+Array = Any  # NumPy on the host, jax inside jitted code
+
 
 class GroupedIds(NamedTuple):
     """N groups of rows, packed: row = prefix[n] + suffix, several suffixes side by side in one of C lanes of W tokens.
 
-    prefix_ids int32[N, P] right-padded, prefix_length int32[N]. lane_ids, lane_positions, lane_segments int32[N, C, W]: each suffix is a
-    segment (numbered from 1; 0 is padding) whose positions continue its prefix. row_tokens int32[N, S, T]: where in
-    its group's C * W lane tokens token t of row s lies. A suffix starts with at least one context token, whose own
-    log-prob is not needed.
+    prefix_ids int32[N, P] right-padded, prefix_length int32[N]. lane_ids, lane_positions, lane_segments int32[N, C,
+    W]: each suffix is a segment (numbered from 1; 0 is padding) whose positions continue its prefix. row_tokens
+    int32[N, S, T]: where in its group's C * W lane tokens token t of row s lies. A suffix starts with at least one
+    context token, whose own log-prob is not needed.
     """
 
-    prefix_ids: jax.Array
-    prefix_length: jax.Array
-    lane_ids: jax.Array
-    lane_positions: jax.Array
-    lane_segments: jax.Array
-    row_tokens: jax.Array
+    prefix_ids: Array
+    prefix_length: Array
+    lane_ids: Array
+    lane_positions: Array
+    lane_segments: Array
+    row_tokens: Array
 
 
 def token_logprobs(

@@ -1,8 +1,8 @@
 """How parameters and activations lie on a device mesh: one table from names to mesh axes.
 
-Mesh axes are `data` (replicas), `fsdp` (parameters and rows both split) and `tensor` (heads, MLP width and vocabulary split). Axes are
-`AxisType.Auto`: the compiler propagates shardings, and the constraints made here fix the ends. This replaces what older code did
-with pmap or pjit.
+Mesh axes are `data` (replicas), `fsdp` (parameters and rows both split) and `tensor` (heads, MLP width and vocabulary
+split). Axes are `AxisType.Auto`: the compiler propagates shardings, and the constraints made here fix the ends. This
+replaces what older code did with pmap or pjit.
 """
 
 from __future__ import annotations

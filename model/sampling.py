@@ -1,7 +1,8 @@
 """Drawing tokens from logits, with the exact log-probability of the distribution that was drawn from.
 
-Pure and shape-static. Each row has its own key, derived by the caller from the sample's identity; the key of token number i is
-`fold_in(row key, i)`. So a sample does not depend on its batch neighbours, on its slot or on chunk boundaries.
+Pure and shape-static. Each row has its own key, derived by the caller from the sample's identity; the key of token
+number i is `fold_in(row key, i)`. So a sample does not depend on its batch neighbours, on its slot or on chunk
+boundaries.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _NEGATIVE = -1e30
 class SamplingParams:
     """How tokens are drawn. Hashable: each distinct value compiles its own sampler.
 
-    temperature: 0 means greedy (log-prob then is that of the untempered policy). top_k 0, top_p 1 and min_p 0 switch their
-    truncation off; truncations apply in the order top-k, top-p, min-p to the tempered distribution.
+    temperature: 0 means greedy (log-prob then is that of the untempered policy). top_k 0, top_p 1 and min_p 0 switch
+    their truncation off; truncations apply in the order top-k, top-p, min-p to the tempered distribution.
     """
 
     temperature: float = 1.0
@@ -100,7 +101,7 @@ def _inverse_cdf(probs: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 
 def _first_above(ends: jax.Array, mass: jax.Array, target: jax.Array) -> jax.Array:
-    """First index with positive mass whose cumulative end exceeds target; the last with mass if rounding leaves none."""
+    """First index with mass whose cumulative end exceeds target; the last with mass if rounding leaves none."""
     index = jnp.arange(ends.shape[-1])
     hit = (ends > target[:, None]) & (mass > 0)
     last = jnp.max(jnp.where(mass > 0, index, 0), axis=-1)

@@ -14,7 +14,6 @@ from typing import Any
 import orbax.checkpoint as ocp
 import pytest
 import yaml
-from launch.cli import main
 
 from ditto_jax import run_dir
 from ditto_jax.config import EvalConfig, RunConfig
@@ -30,6 +29,7 @@ from ditto_jax.errors import (
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.setup import assemble
+from launch.cli import main
 from tests.tasks.test_hitom_files import ROW
 from tests.tiny_run import (
     assert_same_run,
@@ -44,7 +44,9 @@ from tests.tiny_run import (
 
 
 def refused(config: RunConfig, error: type[DittoError], code: int, *parts: str) -> str:
-    """Asserts that training is refused with this exit code and message before anything is written; returns the message."""
+    """Asserts that training is refused with this exit code and message before anything is written; returns the
+    message.
+    """
     with pytest.raises(error) as caught:
         train_quietly(config)
     message = str(caught.value)
@@ -185,7 +187,12 @@ def test_an_over_long_prompt_is_found_before_anything_is_sampled(where, policy_f
     )
     config = run_config(policy_folder, tmp_path / "runs", **changes)
     message = refused(
-        config, ConfigError, 2, f"{where}: the prompt of example hitom/hitom-1 has", "the longest of 2", "sampler.prefix"
+        config,
+        ConfigError,
+        2,
+        f"{where}: the prompt of example hitom/hitom-1 has",
+        "the longest of 2",
+        "sampler.prefix",
     )
     length, more = (int(message.split(f" {word}")[0].split()[-1]) for word in ("tokens", "or more"))
     # The advice is exact: with it, the longest prompt fits the sampler.

@@ -41,7 +41,9 @@ def test_presets_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
     assert find_config("configs/quickstart.yaml").read_text() == find_config("quickstart.yaml").read_text()
     own = write(tmp_path, "quickstart.yaml", "seed: 3\n")
     assert find_config("quickstart.yaml").read_text() == Path(own).read_text()
-    with pytest.raises(MissingInputError, match=r"--config nope\.yaml: no such file or packaged preset; presets: .*quick"):
+    with pytest.raises(
+        MissingInputError, match=r"--config nope\.yaml: no such file or packaged preset; presets: .*quick"
+    ):
         find_config("nope.yaml")
 
 

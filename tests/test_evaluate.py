@@ -1,4 +1,6 @@
-"""Evaluation: what a record says, that failed verdicts are no scores, and what `ditto-jax eval` writes, refuses and gates."""
+"""Evaluation: what a record says, that failed verdicts are no scores, and what `ditto-jax eval` writes, refuses and
+gates.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launch.cli import main
 
 from ditto_jax import policy, setup
 from ditto_jax.config import EvalConfig, RunConfig
@@ -24,6 +25,7 @@ from ditto_jax.judge.rules import RulesJudge
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.setup import Parts, assemble
 from ditto_jax.types import Outcome, Verdict
+from launch.cli import main
 from tests.tiny_run import file_task, files_of, run_config, status, story_task, train_config, train_quietly
 
 ITEMS = 8

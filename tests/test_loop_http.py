@@ -1,4 +1,6 @@
-"""Training with a judge behind HTTP: faults are masked, no failure's text reaches a prompt, outages stop and continue."""
+"""Training with a judge behind HTTP: faults are masked, no failure's text reaches a prompt, outages stop and
+continue.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from tests.judge.server import (
     drops_mid_body,
     fails,
     gives_feedback,
-    responds,
     resets,
+    responds,
     says,
     serving,
     waits,

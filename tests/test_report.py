@@ -293,7 +293,9 @@ def test_several_runs_share_curves_and_keep_their_sections(several):
     ]
     overlay = next(a["aria-label"] for a in several.attributes("svg") if a["aria-label"].startswith("Draft reward"))
     assert all(name in overlay for name in ("with feedback from", "without from", "one step 0.7"))
-    refined = next(a["aria-label"] for a in several.attributes("svg") if a["aria-label"].startswith("Reward with feedback"))
+    refined = next(
+        a["aria-label"] for a in several.attributes("svg") if a["aria-label"].startswith("Reward with feedback")
+    )
     assert "without" not in refined
 
 

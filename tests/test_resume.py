@@ -1,4 +1,6 @@
-"""The same command continues a run that was killed, preempted or failed at any moment, and ends where a straight run ends."""
+"""The same command continues a run that was killed, preempted or failed at any moment, and ends where a straight run
+ends.
+"""
 
 from __future__ import annotations
 
@@ -98,9 +100,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_finishes_equal(policy_
 
 
 @pytest.mark.parametrize(("part", "moment"), [("evaluate_tasks", STEPS), ("write_report", None)])
-def test_a_run_that_dies_after_its_last_step_is_completed(
-    part, moment, policy_folder, tmp_path, straight, monkeypatch
-):
+def test_a_run_that_dies_after_its_last_step_is_completed(part, moment, policy_folder, tmp_path, straight, monkeypatch):
     """The last checkpoint is there, the last evaluation or the report is not."""
     original = getattr(loop, part)
 

@@ -1,4 +1,6 @@
-"""The sampler: what one request yields depends on its ids and its key, and its log-probs are those that training sees."""
+"""The sampler: what one request yields depends on its ids and its key, and its log-probs are those that training
+sees.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,9 @@ def test_results_depend_on_the_key():
 
 @functools.cache
 def turns() -> list[View]:
-    """Returns views of rows with three sampled stretches and observations between them, their contexts shared in part."""
+    """Returns views of rows with three sampled stretches and observations between them, their contexts shared in
+    part.
+    """
     requests = ragged_requests()[:5]
     ids = [r.ids for r in requests]
     mask = [np.zeros(len(r.ids), bool) for r in requests]

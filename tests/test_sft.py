@@ -1,4 +1,6 @@
-"""The supervised warm start: rows that are a pure function of their step, and a folder that can be used and made again."""
+"""The supervised warm start: rows that are a pure function of their step, and a folder that can be used and made
+again.
+"""
 
 from __future__ import annotations
 
@@ -190,7 +192,9 @@ def test_the_saved_folder_is_a_policy_that_samples_replies(policy_folder):
 
 
 def test_the_folder_says_how_it_was_made(policy_folder):
-    assert {"config.json", "model.safetensors", "tokenizer.model", "sft.yaml", "README.md"} <= set(files_of(policy_folder))
+    assert {"config.json", "model.safetensors", "tokenizer.model", "sft.yaml", "README.md"} <= set(
+        files_of(policy_folder)
+    )
     config, _ = load_config(SFTConfig, [str(policy_folder / "sft.yaml")])
     assert config == sft_config(policy_folder)
     card = (policy_folder / "README.md").read_text()

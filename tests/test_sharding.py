@@ -213,6 +213,7 @@ def test_scored_anchors_give_the_gradient_of_current_weights_as_their_own_anchor
 
 # Sampling.
 
+
 @functools.cache
 def sampled(sizes: Sizes | None) -> list[Any]:
     mesh = None if sizes is None else mesh_of(sizes)

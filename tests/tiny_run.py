@@ -1,4 +1,6 @@
-"""A run of three small steps: a policy of a few thousand parameters, its configuration, and what runs are compared by."""
+"""A run of three small steps: a policy of a few thousand parameters, its configuration, and what runs are compared
+by.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,10 @@ def saved_arrays(run: RunDirectory) -> list[np.ndarray]:
     """Returns every array of the newest checkpoint: parameters, optimizer state, update count."""
     newest = max(int(folder.name) for folder in run.checkpoints.iterdir() if folder.name.isdigit())
     with ocp.StandardCheckpointer() as reader:
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(reader.restore(run.checkpoints.resolve() / str(newest) / "state"))]
+        return [
+            np.asarray(leaf)
+            for leaf in jax.tree.leaves(reader.restore(run.checkpoints.resolve() / str(newest) / "state"))
+        ]
 
 
 def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:

@@ -1,7 +1,8 @@
 """The judge protocol: a score outcome and a feedback outcome for one rollout, asynchronously.
 
-A judge never raises for a failed call: it returns a Verdict or Feedback whose outcome says what happened, so that the loop can mask and
-count it. A judge may raise JudgeUnavailableError when it can never work (wrong credentials, unknown model).
+A judge never raises for a failed call: it returns a Verdict or Feedback whose outcome says what happened, so that the
+loop can mask and count it. A judge may raise JudgeUnavailableError when it can never work (wrong credentials, unknown
+model).
 """
 
 from __future__ import annotations

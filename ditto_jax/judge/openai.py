@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
-from ditto_jax.keys import SampleId
 from ditto_jax.judge.client import CallResult, ChatClient
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
@@ -22,6 +21,7 @@ from ditto_jax.judge.fence import printable
 from ditto_jax.judge.retry import Sleep
 from ditto_jax.judge.rules import rule_verdict
 from ditto_jax.judge.words import CONTENT_FREE, content_free_control, screened_feedback
+from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import FeedbackReply, Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.keys import SampleId
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, screened_feedback
+from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 

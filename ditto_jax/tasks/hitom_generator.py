@@ -35,13 +35,14 @@ _OFFICIAL_COMMUNICATION = {1: (1,), 2: (2,), 3: (1, 3)}  # story length -> chapt
 class HiToMOptions:
     """Options of the task `hitom`. The defaults give stories of the official shape.
 
-    agents_min, agents_max: characters of a story (2-5). containers_min, containers_max: options in all (2-26), divided
-    among `rooms`. chapters: allowed story lengths (1-3). communication: probability that a story contains messages.
-    noise: probability of an irrelevant sentence after each sentence. move_probability: of moving rather than staying.
-    orders: question orders (0-4), in turn. false_belief_bias: probability that a belief question is redrawn, with
-    a new story, until belief differs from reality. prompt_style: "full" (all assumptions, step by step) or "compact"
-    (terse story and question only). answer_format: "letter" (the benchmark's) or "text": the option in words, for policies
-    too small to look up a letter; compact prompts then list no options. feedback_placement: "end_of_user" or "system".
+    agents_min, agents_max: characters of a story (2-5). containers_min, containers_max: options in all (2-26),
+    divided among `rooms`. chapters: allowed story lengths (1-3). communication: probability that a story contains
+    messages. noise: probability of an irrelevant sentence after each sentence. move_probability: of moving rather
+    than staying. orders: question orders (0-4), in turn. false_belief_bias: probability that a belief question is
+    redrawn, with a new story, until belief differs from reality. prompt_style: "full" (all assumptions, step by step)
+    or "compact" (terse story and question only). answer_format: "letter" (the benchmark's) or "text": the option in
+    words, for policies too small to look up a letter; compact prompts then list no options. feedback_placement:
+    "end_of_user" or "system".
     """
 
     vocabulary: str = "full"

@@ -40,13 +40,13 @@ def _painted(colours: str, nouns: str) -> tuple[str, ...]:
 _SMALL_TRAIN = _words(
     names="Ann Bob Cid Dee Eve Finn Gus Hal Ivy Jon",
     objects="apple lemon peach onion ball ring coin scarf",
-    containers=tuple("crate drawer hamper basket bucket trunk pouch shelf barrel".split()),
+    containers=("crate", "drawer", "hamper", "basket", "bucket", "trunk", "pouch", "shelf", "barrel"),
     rooms="den attic porch",
 )
 _SMALL_HELD_OUT = _words(
     names="Kit Lou Max Ned Ola Pia",
     objects="plum melon key doll",
-    containers=tuple("cabinet satchel locker carton tub".split()),
+    containers=("cabinet", "satchel", "locker", "carton", "tub"),
     rooms="cellar loft",
 )
 _FULL_TRAIN = _words(

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ditto_jax.errors import MissingInputError
-from ditto_jax.keys import SampleId
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.fence import fence
 from ditto_jax.judge.openai import OpenAIJudge
 from ditto_jax.judge.retry import Sleep
+from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Ports, Source, Task
 from ditto_jax.types import Conversation, Example, Feedback, Message, Outcome, Verdict
 
@@ -40,8 +40,11 @@ class Quiz(Task[QuizOptions]):
     def load(self, source: Source) -> Sequence[Example]:
         raise MissingInputError("the quiz has no files")
 
+    def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
+        return (Message("user", example.payload["question"]),)
+
     async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
-        reply = await ports.policy().reply([Message("user", example.payload["question"])])
+        reply = await ports.policy().reply(self.opening(example, feedback))
         return Conversation(messages=(), reply=reply.text)
 
     def rule_score(self, example: Example, conversation: Conversation) -> Verdict | None:

@@ -73,7 +73,8 @@ def test_identity_names_kind_model_and_control_arm():
 def test_judges_are_imported_without_jax_and_rules_without_an_http_stack():
     program = (
         "import sys, ditto_jax.judge as judge; judge.make_judge(judge.JudgeConfig()); "
-        "rules = {'httpx2', 'jax'} & set(sys.modules); import ditto_jax.judge.openai; print(rules, 'jax' in sys.modules)"
+        "rules = {'httpx2', 'jax'} & set(sys.modules); import ditto_jax.judge.openai; "
+        "print(rules, 'jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["set()", "False"]

@@ -1,4 +1,5 @@
-"""Draws follow the distribution that their log-probabilities claim, whichever truncation is on and however rare a token.
+"""Draws follow the distribution that their log-probabilities claim, whichever truncation is on and however rare a
+token.
 
 Frequencies are compared with NumPy references that follow the definitions word by word; seeds are fixed.
 """
