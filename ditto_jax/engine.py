@@ -51,9 +51,7 @@ class Played:
 
 @dataclasses.dataclass(frozen=True)
 class Abandoned:
-    """An episode that ended because an auxiliary model failed: why, and the tokens until then. There is nothing to
-    judge.
-    """
+    """An episode that ended because an auxiliary model failed: why, and the tokens until then. Nothing to judge."""
 
     reason: str
     transcripts: Mapping[str, Transcript]

@@ -328,7 +328,7 @@ def test_a_full_disk_stops_the_run_with_what_was_saved_intact(part, policy_folde
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert "No space left on device" in message and "free space" in message
-    assert "run the same command to continue" in message
+    assert "command to continue" in message
     assert str(tmp_path / "tiny") in message
     run = RunDirectory(tmp_path / "tiny")
     assert (status(run)["state"], status(run)["exit_code"]) == ("failed", 2)

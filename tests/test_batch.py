@@ -87,7 +87,7 @@ def groups_of(batch: TrainBatch) -> list[TrainBatch]:
 
 def placed(batch: Batch) -> list[tuple[TrainBatch, int, View]]:
     """Returns (its group, row in the group, view) of every valid packed row."""
-    groups = groups_of(pack(*batch, SHAPES))
+    groups = groups_of(pack(batch.views, batch.prompts, batch.weights, batch.live, SHAPES))
     rows = [(group, int(row)) for group in groups for row in np.flatnonzero(group.row_valid)]
     return [(group, row, batch.views[int(group.weights[row]) - 1]) for group, row in rows]
 
@@ -129,7 +129,7 @@ def test_suffixes_are_segments_of_one_lane_that_do_not_overlap(batch):
 
 @given(batches())
 def test_every_packed_token_belongs_to_a_row(batch):
-    for group in groups_of(pack(*batch, SHAPES)):
+    for group in groups_of(pack(batch.views, batch.prompts, batch.weights, batch.live, SHAPES)):
         valid = group.row_valid
         lengths = [suffix_length(group, batch.views[int(weight) - 1]) for weight in group.weights[valid]]
         assert (group.grouped.lane_segments > 0).sum() == sum(lengths)
@@ -151,7 +151,7 @@ def test_masks_logprobs_and_row_facts_stand_at_the_tokens_that_they_are_about(ba
 
 @given(batches())
 def test_shapes_depend_on_the_configuration_and_length_buckets_alone(batch):
-    result = pack(*batch, SHAPES)
+    result = pack(batch.views, batch.prompts, batch.weights, batch.live, SHAPES)
     leading = (SHAPES.micro_batches, SHAPES.groups)
     prefix, suffix = result.grouped.prefix_ids.shape[-1], result.grouped.lane_ids.shape[-1]
     assert prefix in SHAPES.prefix and suffix in SHAPES.suffix
@@ -186,7 +186,7 @@ def test_a_step_without_any_live_row_still_packs():
         Batch(views, [[0, 1]], weights_of(views), np.zeros(2, bool)),
         Batch([], [], weights_of([]), np.zeros(0, bool)),
     ):
-        empty = pack(*batch, SHAPES)
+        empty = pack(batch.views, batch.prompts, batch.weights, batch.live, SHAPES)
         assert not empty.row_valid.any() and not empty.loss_mask.any()
 
 

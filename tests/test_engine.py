@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
 from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts
 from ditto_jax.sampler import Sampled, SampleRequest, SamplerShapes
-from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, Source, Task
+from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, ReplyPort, Source, Task
 from ditto_jax.types import (
     Author,
     Chat,
@@ -39,12 +39,18 @@ from ditto_jax.types import (
 )
 from ditto_jax.views import views_of
 from model.sampling import SamplingParams
-from tests.tiny_policy import END, LetterChat, decode, make_sampler, params
+from tests.tiny_policy import END, LetterChat, decode, make_sampler, params, quick_compilation
 
 PLAIN = SamplingParams()
 # One bucket of each kind: a conversation of three turns fits, and all tests share one compiled sampler.
 SHAPES = SamplerShapes(prefix=(8,), tail=(72,), max_new_tokens=12, max_rows=6, rows_per_prefix=(2,), chunk=4)
 EXAMPLE = Example(task="letters", id="1", payload={"question": "abc"}, gold="a")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    with quick_compilation():
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +130,19 @@ class Partner:
 def make_engine(partner: Partner | None = None, **settings) -> Engine:
     sampler = settings.pop("sampler", None) or make_sampler(SHAPES)
     limit = settings.pop("max_completion_length", 60)
-    auxiliaries = {"partner": partner} if partner else None
+    auxiliaries: dict[str, ReplyPort] | None = {"partner": partner} if partner else None
     return Engine(sampler, LetterChat(), decode, limit, auxiliaries=auxiliaries, **settings)
+
+
+def spy(engine: Engine, monkeypatch: pytest.MonkeyPatch, see: Callable[[Sequence[SampleRequest]], Any]) -> None:
+    """Shows `see` the requests of every batch that the engine samples."""
+    generate = engine.sampler.generate
+
+    def watched(weights, requests, *rest) -> Iterator[list[tuple[int, Sampled]]]:
+        see(requests)
+        return generate(weights, requests, *rest)
+
+    monkeypatch.setattr(engine.sampler, "generate", watched)
 
 
 def attempts(task: Task[Any], count: int) -> list[Attempt]:
@@ -170,16 +187,10 @@ def stretches(mask: np.ndarray) -> int:
     return int(np.sum(np.diff(np.concatenate([[0], mask.astype(int)])) == 1))
 
 
-def test_transcripts_are_append_only_and_only_sampled_tokens_are_trained():
+def test_transcripts_are_append_only_and_only_sampled_tokens_are_trained(monkeypatch):
     asked: list[list[int]] = []
     engine = make_engine(Partner(seed=1))
-    generate = engine.sampler.generate
-
-    def recorded(weights, requests, *rest) -> Iterator[list[tuple[int, Sampled]]]:
-        asked.extend(r.ids.tolist() for r in requests)
-        return generate(weights, requests, *rest)
-
-    engine.sampler.generate = recorded
+    spy(engine, monkeypatch, lambda requests: asked.extend(r.ids.tolist() for r in requests))
     for played in play(engine, attempts(TALK, 6)):
         transcript = played.transcripts["policy"]
         ids, mask = transcript.ids.tolist(), transcript.loss_mask
@@ -217,21 +228,15 @@ def test_results_depend_on_what_the_partner_says():
     assert not any(same(a, b) for a, b in zip(play(make_engine(Other()), attempts(TALK, 6)), talks(), strict=True))
 
 
-def test_a_batch_waits_until_every_live_episode_is_blocked_on_the_policy():
+def test_a_batch_waits_until_every_live_episode_is_blocked_on_the_policy(monkeypatch):
     sizes: list[int] = []
     engine = make_engine(Partner(seed=4))
-    generate = engine.sampler.generate
-
-    def counted(weights, requests, *rest):
-        sizes.append(len(requests))
-        return generate(weights, requests, *rest)
-
-    engine.sampler.generate = counted
+    spy(engine, monkeypatch, lambda requests: sizes.append(len(requests)))
     play(engine, attempts(TALK, 6))
     assert sizes == [6, 6, 6]
 
 
-def test_an_episode_with_two_open_requests_does_not_stand_for_two_episodes():
+def test_an_episode_with_two_open_requests_does_not_stand_for_two_episodes(monkeypatch):
     async def both(ports: Ports, chat) -> Conversation:
         one, two = await asyncio.gather(ports.policy("a").reply(chat), ports.policy("b").reply(chat))
         return Conversation((), one.text + two.text)
@@ -242,8 +247,7 @@ def test_an_episode_with_two_open_requests_does_not_stand_for_two_episodes():
 
     sizes: list[int] = []
     engine = make_engine()
-    generate = engine.sampler.generate
-    engine.sampler.generate = lambda w, requests, *rest: sizes.append(len(requests)) or generate(w, requests, *rest)
+    spy(engine, monkeypatch, lambda requests: sizes.append(len(requests)))
     play(engine, [attempts(Letters(play=both), 1)[0], attempts(Letters(play=late), 2)[1]])
     assert sizes == [3]
 
@@ -323,7 +327,7 @@ def test_an_exception_of_the_judge_ends_the_play():
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_failing_sampler_ends_the_play_and_the_engine_can_play_again(after):
+def test_a_failing_sampler_ends_the_play_and_the_engine_can_play_again(after, monkeypatch):
     engine = make_engine()
     generate = engine.sampler.generate
 
@@ -333,10 +337,10 @@ def test_a_failing_sampler_ends_the_play_and_the_engine_can_play_again(after):
             yield next(chunks)
         raise Broken("on the device")
 
-    engine.sampler.generate = failing
-    with pytest.raises(Broken, match="on the device"):
-        play(engine, attempts(Letters(), 4))
-    engine.sampler.generate = generate
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.sampler, "generate", failing)
+        with pytest.raises(Broken, match="on the device"):
+            play(engine, attempts(Letters(), 4))
     again = play(engine, attempts(Letters(), 4))
     assert [same(a, b) for a, b in zip(again, play(make_engine(), attempts(Letters(), 4)), strict=True)] == [True] * 4
 
@@ -368,6 +372,15 @@ class Gentle:
 
     def __init__(self):
         self.asked = 0
+
+    async def check(self) -> None:
+        return None
+
+    def counters(self) -> Mapping[str, float]:
+        return {}
+
+    async def aclose(self) -> None:
+        return None
 
     async def score(self, task, example, conversation: Conversation, key) -> Verdict:
         assert conversation.messages

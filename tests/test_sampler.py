@@ -1,6 +1,4 @@
-"""The sampler: what one request yields depends on its ids and its key, and its log-probs are those that training
-sees.
-"""
+"""What a request yields depends on its ids and its key alone, and its log-probs are those that training sees."""
 
 from __future__ import annotations
 
@@ -23,6 +21,7 @@ from tests.tiny_policy import (
     compiled_programs,
     make_sampler,
     params,
+    quick_compilation,
     quickly_compiled,
     request,
     some_ids,
@@ -30,6 +29,12 @@ from tests.tiny_policy import (
 
 PLAIN = SamplingParams()
 NEVER = (CONFIG.vocab_size,)  # a stop token that cannot be drawn: every reply runs to its limit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    with quick_compilation():
+        yield
 
 
 def ragged_requests() -> list[SampleRequest]:
@@ -111,9 +116,7 @@ def test_results_depend_on_the_key():
 
 @functools.cache
 def turns() -> list[View]:
-    """Returns views of rows with three sampled stretches and observations between them, their contexts shared in
-    part.
-    """
+    """Returns views of rows with three sampled stretches, observations between them, and contexts shared in part."""
     requests = ragged_requests()[:5]
     ids = [r.ids for r in requests]
     mask = [np.zeros(len(r.ids), bool) for r in requests]
@@ -171,12 +174,6 @@ BROKEN = {
 @pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
 def test_the_logprob_comparison_notices_that(change):
     assert gap(change) > 1e-4
-
-
-def test_greedy_replies_need_no_key():
-    greedy = SamplingParams(temperature=0.0)
-    other = [dataclasses.replace(r, key=r.key + np.uint32(1)) for r in ragged_requests()]
-    assert_same(run(other, sampling=greedy), run(ragged_requests(), sampling=greedy))
 
 
 # When a reply ends.

@@ -35,6 +35,17 @@ quickly_compiled = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
 
+
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """The same for every program compiled in the block."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 END, USER, ASSISTANT, FIRST_LETTER = 0, 1, 2, 3
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"[: CONFIG.vocab_size - FIRST_LETTER]
 
@@ -83,7 +94,7 @@ def make_sampler(shapes: SamplerShapes = SHAPES, stop_ids: Sequence[int] = (END,
     return Sampler(CONFIG, shapes, stop_ids, decode, mesh)
 
 
-def request(ids: Sequence[int], group: int, number: int, max_new_tokens: int = 12) -> SampleRequest:
+def request(ids: Sequence[int] | np.ndarray, group: int, number: int, max_new_tokens: int = 12) -> SampleRequest:
     """A request whose key derives from `number` alone."""
     key = np.array([7, number], np.uint32)
     return SampleRequest(np.asarray(ids, np.int32), group, key, max_new_tokens)
@@ -97,9 +108,9 @@ def some_ids(seed: int, count: int) -> np.ndarray:
 _COMPILED: list[str] = []
 
 
-def _note_compile(event: str, duration: float, **details: Any) -> None:
+def _note_compile(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
-        _COMPILED.append(str(details.get("fun_name", "")))
+        _COMPILED.append(str(kwargs.get("fun_name", "")))
 
 
 jax.monitoring.register_event_duration_secs_listener(_note_compile)

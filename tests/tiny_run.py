@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ STEPS = 3
 COMMAND = ["ditto-jax", "train", "--config", "tiny.yaml"]
 
 
-def story_task(limit: int = 64, split: str = "train", **changes: Any) -> TaskConfig:
+def story_task(limit: int = 64, split: Literal["train", "test"] = "train", **changes: Any) -> TaskConfig:
     """Returns the task with `limit` generated examples; further keywords are fields of TaskConfig."""
     source = SourceConfig(split=split, limit=limit, seed=1)
     return TaskConfig(**{"name": "hitom", "source": source, "options": dict(OPTIONS), **changes})

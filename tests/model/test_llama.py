@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ def packed_rows() -> GroupedIds:
             row_tokens[g, number, :length] = lane * LANE_WIDTH + here
             used[lane] += length
     lengths = np.array([group[0] for group in LAYOUT], np.int32)
-    return GroupedIds(prefix_ids, lengths, *lanes, row_tokens)
+    ids, positions, segments = lanes
+    arrays: Any = (prefix_ids, lengths, ids, positions, segments, row_tokens)
+    return GroupedIds(*arrays)
 
 
 def pad(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -66,13 +69,13 @@ def pad(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.arange(width) < np.array([[len(row)] for row in rows])
 
 
-def suffixes_of(whole: np.ndarray) -> list[np.ndarray]:
+def suffixes_of(whole: Any) -> list[Any]:
     """What lies behind the prefix and the first suffix token of each row of float[rows, T]."""
     shapes = [(prefix, length) for prefix, lengths, _ in LAYOUT for length in lengths]
     return [row[prefix + 1 : prefix + length] for row, (prefix, length) in zip(whole, shapes, strict=True)]
 
 
-def suffixes_of_packed(packed: np.ndarray) -> list[np.ndarray]:
+def suffixes_of_packed(packed: Any) -> list[Any]:
     lengths = [length for _, lengths, _ in LAYOUT for length in lengths]
     flat = packed.reshape(-1, packed.shape[-1])
     return [row[1:length] for row, length in zip(flat, lengths, strict=True)]
@@ -120,7 +123,7 @@ def separate() -> tuple[np.ndarray, dict]:
     ids, valid = pad(whole_rows())
 
     def loss(p):
-        found = sequence_logprobs(p, CONFIG, ids, valid)
+        found = sequence_logprobs(p, CONFIG, jnp.asarray(ids), jnp.asarray(valid))
         return weighted(suffixes_of(found)), found
 
     gradients, found = quickly_compiled(jax.grad(loss, has_aux=True))(params())
@@ -129,7 +132,7 @@ def separate() -> tuple[np.ndarray, dict]:
 
 @functools.cache
 def apply_to_six():
-    return quickly_compiled(functools.partial(llama.apply.__wrapped__, config=CONFIG))
+    return quickly_compiled(functools.partial(llama.apply, config=CONFIG))
 
 
 def full_logits(rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -302,7 +305,7 @@ def test_init_makes_activations_of_order_one_and_the_head_that_the_config_asks_f
 
     def scores(key, ids):
         tree = llama.init(key, tied)
-        return llama.apply.__wrapped__(tree, tied, ids), tree
+        return llama.apply(tree, tied, ids), tree
 
     found, tree = quickly_compiled(scores)(jax.random.key(3), some_ids(400, 20)[None])
     assert found.dtype == jnp.float32 and 0.3 < np.std(found) < 3.0
