@@ -54,6 +54,7 @@ class SamplerShapes:
 
     max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
     share one prefix (samples of one prompt). chunk: decode steps between two looks of the host.
+    max_prefill_tokens: prefix tokens prefilled together; fewer prompts at a time when they are long.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -62,13 +63,14 @@ class SamplerShapes:
     max_rows: int = 128
     rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
     chunk: int = 16
+    max_prefill_tokens: int = 16384
 
     def __post_init__(self):
         for name in ("prefix", "tail", "rows_per_prefix"):
             buckets = getattr(self, name)
             if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
                 raise ConfigError(f"sampler.{name}={buckets}: give ascending positive lengths, for example (64, 128)")
-        for name in ("max_new_tokens", "max_rows", "chunk"):
+        for name in ("max_new_tokens", "max_rows", "chunk", "max_prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sampler.{name}={getattr(self, name)}: must be at least 1")
 
@@ -132,6 +134,9 @@ class Sampler:
             return
         slots, rows_per_slot = self._pack(requests)
         slots_per_batch = max(1, self.shapes.max_rows // rows_per_slot)
+        # Attention scores of a prefill grow with rows times length squared: long prompts go a few at a time.
+        width = bucket(max(1, *(slot.prefix_length for slot in slots), 1), self.shapes.prefix, "sampler.prefix")
+        slots_per_batch = max(1, min(slots_per_batch, self.shapes.max_prefill_tokens // width))
         if self._mesh is not None:
             split = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
             slots_per_batch = -(-slots_per_batch // split) * split
