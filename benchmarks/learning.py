@@ -5,9 +5,12 @@ every few steps on stories of held-out words that no setting was chosen on. Ever
 its own directory; finished runs are skipped, so the benchmark can be interrupted and continued. Writes results.json,
 a table and a picture, whichever way they turn out.
 
-    python benchmarks/learning.py --output learning_runs [--seeds 5] [--steps 30] [--policies DIR]
+    python benchmarks/learning.py --output learning_runs            train what is missing, then summarise
+    python benchmarks/learning.py --output learning_runs --time     first, on an idle machine: the seconds of the steps
 
-`--policies` is a folder of warm starts named seed-0, seed-1, ... made by `--warm_start` (slow: minutes each).
+Accuracy does not depend on how busy the machine is, seconds do: so they come from one run of every arm that does
+nothing else (`--time`), and are left out where there is none. Warm starts, `--policies`/seed-0, seed-1, ..., are made
+by `ditto-jax sft` where they are absent (minutes each).
 """
 
 from __future__ import annotations
@@ -53,24 +56,46 @@ def warm_start(folder: Path, seed: int) -> Path:
     return target
 
 
-def run_arm(output: Path, arm: str, seed: int, policy: str, steps: int, every: int) -> Path:
-    """Returns the run directory of one arm and seed, trained (or continued) to its end."""
-    run = output / f"{arm}-seed{seed}"
-    status = run / "STATUS.json"
-    if status.exists() and json.loads(status.read_text())["state"] == "finished":
+def run_arm(output: Path, arm: str, seed: int, policy: str, steps: int, every: int | None) -> Path:
+    """Returns the run directory of one arm and seed, trained (or continued) to its end.
+
+    Without `every` the run is for its step times alone and evaluates nothing.
+    """
+    run = output / (f"time-{arm}" if every is None else f"{arm}-seed{seed}")
+    if _finished(run):
         return run
     config = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
     config = _merge(config, ARMS[arm])
     tasks = [t for t in config["evaluation"]["tasks"] if t["source"]["kind"] == "generated"]
     for task in tasks:
         task["source"] = {**task["source"], "seed": EVALUATION_SEED}
-    config["evaluation"] |= {"tasks": tasks, "every": every}
+    config["evaluation"] = {"tasks": tasks, "every": every} if every else {"tasks": []}
     config["train"]["max_steps"] = steps
     config |= {"seed": seed, "model_name_or_path": policy, "output_dir": str(output), "run_name": run.name}
     path = output / f"{run.name}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     _command(["train", "--config", str(path)])
     return run
+
+
+def _finished(run: Path) -> bool:
+    status = run / "STATUS.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "finished"
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def step_seconds(output: Path, arm: str) -> list[float] | None:
+    """Returns the seconds of each step of an arm's timing run, compilation set aside; None if it was not made."""
+    run = output / f"time-{arm}"
+    if not _finished(run):
+        return None
+    seconds = [row["time/step_s"] for row in _rows(run)]
+    typical = sorted(seconds[1:])[len(seconds[1:]) // 2]
+    # The first step compiles, and so does the first one of a new shape: neither belongs to the work of the step.
+    return [min(value, 2 * typical) if index else typical for index, value in enumerate(seconds)]
 
 
 def _command(arguments: Sequence[str]) -> None:
@@ -90,13 +115,13 @@ class Point:
 
     step: int
     samples: int
-    seconds: float
+    seconds: float | None
     belief: float
 
 
-def curve(run: Path) -> list[Point]:
+def curve(run: Path, step_s: Sequence[float] | None) -> list[Point]:
     """Returns the belief accuracy of a run by step, pooled over the held-out evaluations."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = _rows(run)
     drafts = _drafts_per_step(run)
     right: dict[int, float] = {}
     count: dict[int, int] = {}
@@ -109,12 +134,9 @@ def curve(run: Path) -> list[Point]:
     points = []
     for step in sorted(right):
         before = [row for row in rows if row["step"] <= step]
-        # The first step compiles; its excess over the second is set aside and named in the results.
-        seconds = [row["time/step_s"] for row in before]
-        if len(seconds) > 1:
-            seconds[0] = seconds[1]
         samples = sum(drafts + int(row["feedback/refined_count"]) for row in before)
-        points.append(Point(step, samples, sum(seconds), right[step] / count[step]))
+        seconds = None if step_s is None else sum(step_s[: len(before)])
+        points.append(Point(step, samples, seconds, right[step] / count[step]))
     return points
 
 
@@ -136,7 +158,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def at(points: Sequence[Point], axis: str, value: float) -> float | None:
     """Returns the accuracy interpolated at a number of samples or seconds; None outside what was measured."""
     xs = [getattr(point, axis) for point in points]
-    if value > xs[-1]:
+    if None in xs or value > xs[-1]:
         return None
     return float(np.interp(value, xs, [point.belief for point in points]))
 
@@ -147,8 +169,8 @@ def summarise(curves: dict[str, dict[int, list[Point]]]) -> dict[str, Any]:
     some = next(iter(curves["ditto"].values()))
     grids = {
         "step": [point.step for point in some],
-        "samples": [2000, 4000, 6000],
-        "seconds": [5, 10, 20, 30],
+        "samples": [1000, 2000, 2500],
+        "seconds": [5, 10, 20],
     }
     for arm, by_seed in curves.items():
         table: dict[str, Any] = {}
@@ -195,8 +217,10 @@ def draw(curves: dict[str, dict[int, list[Point]]], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True)
-    for axis, panel in zip(("step", "samples", "seconds"), panels, strict=True):
+    timed = all(points[-1].seconds is not None for by_seed in curves.values() for points in by_seed.values())
+    axes = ("step", "samples", "seconds") if timed else ("step", "samples")
+    figure, panels = plt.subplots(1, len(axes), figsize=(4 * len(axes), 3.8), sharey=True)
+    for axis, panel in zip(axes, panels, strict=True):
         for arm, by_seed in curves.items():
             end = min(getattr(points[-1], axis) for points in by_seed.values())
             xs = np.linspace(0, end, 31)
@@ -220,13 +244,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("learning_runs"))
     parser.add_argument("--policies", type=Path, default=None, help="folder of warm starts; default: OUTPUT/policies")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--time", action="store_true", help="only measure each arm's seconds a step, with seed 0")
     parser.add_argument("--report_only", action="store_true", help="summarise finished runs, train nothing")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     policies = options.policies or options.output / "policies"
+    if options.time:
+        policy = str(warm_start(policies, 0).resolve())
+        for arm in options.arms:
+            run_arm(options.output, arm, 0, policy, options.steps, every=None)
+            print(f"{arm}: {sum(step_seconds(options.output, arm) or ()):.1f} s for {options.steps} steps")
+        return
     if not options.report_only:
         for seed in range(options.seeds):
             policy = str(warm_start(policies, seed).resolve())
@@ -236,9 +267,8 @@ def main() -> None:
     for arm in options.arms:
         for seed in range(options.seeds):
             run = options.output / f"{arm}-seed{seed}"
-            status = run / "STATUS.json"
-            if status.exists() and json.loads(status.read_text())["state"] == "finished":
-                curves.setdefault(arm, {})[seed] = curve(run)
+            if _finished(run):
+                curves.setdefault(arm, {})[seed] = curve(run, step_seconds(options.output, arm))
     summary = summarise(curves)
     summary["settings"] = {
         "config": "configs/quickstart.yaml",
