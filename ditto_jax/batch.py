@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ditto_jax.sampler import bucket, common_prefix_length
+from ditto_jax.slots import bucket, common_prefix_length
 from ditto_jax.views import View
 from model.logprobs import Array, GroupedIds
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.objective import ObjectiveConfig, make_objective
-from ditto_jax.sampler import SamplerShapes
+from ditto_jax.slots import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -19,7 +19,8 @@ import numpy as np
 from ditto_jax.chat import ChatFormat
 from ditto_jax.errors import ConfigError
 from ditto_jax.keys import SampleId
-from ditto_jax.sampler import Sampled, Sampler, SampleRequest
+from ditto_jax.sampler import Sampled, Sampler
+from ditto_jax.slots import SampleRequest
 from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
 from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Reply, Span, Transcript
 from model.llama import Params

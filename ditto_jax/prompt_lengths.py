@@ -14,7 +14,7 @@ from ditto_jax.config import TrainConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError
 from ditto_jax.prompts import Prompt
-from ditto_jax.sampler import SamplerShapes
+from ditto_jax.slots import SamplerShapes
 
 
 @dataclasses.dataclass(frozen=True)

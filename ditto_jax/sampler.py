@@ -1,15 +1,15 @@
 """Host side of sampling: requests in, finished token sequences out, a chunk at a time.
 
-Requests of one group share as long a token prefix as comparing their ids shows; it is prefilled once. All shapes come
-from buckets that are a pure function of the configuration and of the requests at hand, so a resumed run meets the
-same shapes and no step recompiles after warm-up. Knows token ids and stop rules; knows nothing of tasks, rewards or
-judges.
+Waiting requests take the slots of finished ones at chunk boundaries, so that a long reply does not hold up the rest.
+Which request stands where is a function of the requests and of what was drawn, never of time. Knows token ids and stop
+rules; knows nothing of tasks, rewards or judges. Layout is decided in `slots.py`, device work in `model/generate.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -17,26 +17,14 @@ import numpy as np
 from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
 
-from ditto_jax.chat import common_prefix
 from ditto_jax.errors import ConfigError
+from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
-from model.generate import PromptBatch, decode_chunk, prefill
+from model.generate import DecodeState, Drawn, PromptBatch, admit, decode_chunk, empty_state, widen
 from model.llama import Params
-from model.partition import ACTIVATION_RULES, row_sharding
+from model.partition import ACTIVATION_RULES, decode_state_shardings
 from model.sampling import SamplingParams
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleRequest:
-    """One sequence to continue. Requests with equal `group` may share a prefix; `key` is uint32[2], from the sample's
-    identity.
-    """
-
-    ids: np.ndarray
-    group: int
-    key: np.ndarray
-    max_new_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,57 +34,6 @@ class Sampled:
     ids: np.ndarray
     logprobs: np.ndarray
     finish_reason: FinishReason
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerShapes:
-    """Static shapes. `prefix` and `tail` are ascending buckets of prompt lengths; a longer prompt is refused.
-
-    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
-    share one prefix (samples of one prompt). chunk: decode steps between two looks of the host.
-    max_prefill_tokens: prefix tokens prefilled together; fewer prompts at a time when they are long.
-    """
-
-    prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    tail: tuple[int, ...] = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
-    max_new_tokens: int = 256
-    max_rows: int = 128
-    rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
-    chunk: int = 16
-    max_prefill_tokens: int = 16384
-
-    def __post_init__(self):
-        for name in ("prefix", "tail", "rows_per_prefix"):
-            buckets = getattr(self, name)
-            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-                raise ConfigError(f"sampler.{name}={buckets}: give ascending positive lengths, for example (64, 128)")
-        for name in ("max_new_tokens", "max_rows", "chunk", "max_prefill_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sampler.{name}={getattr(self, name)}: must be at least 1")
-
-
-def bucket(value: int, buckets: Sequence[int], what: str) -> int:
-    """Returns the smallest bucket that holds `value`; raises ConfigError naming the setting if none does."""
-    for size in buckets:
-        if value <= size:
-            return size
-    raise ConfigError(
-        f"{what}: {value} tokens do not fit the largest bucket {buckets[-1]}; raise {what} or shorten the prompt"
-    )
-
-
-def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
-    """Returns how many leading ids all sequences share, at most the shortest length minus one."""
-    shortest = min(len(ids) for ids in sequences) - 1
-    return min(shortest, *(common_prefix(sequences[0], ids) for ids in sequences))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slot:
-    """Up to `rows_per_slot` requests of one group, decoded side by side over one prefix."""
-
-    members: tuple[int, ...]
-    prefix_length: int
 
 
 class Sampler:
@@ -113,9 +50,11 @@ class Sampler:
         self.config = config
         self.shapes = shapes
         self.stop_ids = tuple(sorted({int(i) for i in stop_ids}))
-        self._decode = decode
-        self._mesh = mesh
+        self.decode = decode
+        self.mesh = mesh
         self.prefix_tokens_reused = 0  # tokens not prefilled again because a group shares them
+        self.row_steps = 0  # decode steps times rows
+        self.live_row_steps = 0  # of these, how many drew a token that was kept
 
     def generate(
         self,
@@ -130,28 +69,10 @@ class Sampler:
         """
         for request in requests:
             self._check(request)
-        if not requests:
-            return
-        slots, rows_per_slot = self._pack(requests)
-        slots_per_batch = max(1, self.shapes.max_rows // rows_per_slot)
-        # Attention scores of a prefill grow with rows times length squared: long prompts go a few at a time.
-        width = bucket(max(1, *(slot.prefix_length for slot in slots), 1), self.shapes.prefix, "sampler.prefix")
-        slots_per_batch = max(1, min(slots_per_batch, self.shapes.max_prefill_tokens // width))
-        if self._mesh is not None:
-            split = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-            slots_per_batch = -(-slots_per_batch // split) * split
-        for start in range(0, len(slots), slots_per_batch):
-            batch = slots[start : start + slots_per_batch]
-            yield from self._run(params, requests, batch, slots_per_batch, rows_per_slot, sampling, stop_strings)
-
-    @contextlib.contextmanager
-    def _on_mesh(self):
-        """Around each device call and never across a yield: the mesh context belongs to the thread."""
-        if self._mesh is None:
-            yield
-        else:
-            with jax.set_mesh(self._mesh), logical_axis_rules(ACTIVATION_RULES):
-                yield
+        if requests:
+            plan = plan_slots(requests, self.shapes, _shards(self.mesh))
+            self.prefix_tokens_reused += plan.prefix_tokens_shared
+            yield from _Call(self, plan, params, requests, sampling, stop_strings).run()
 
     def _check(self, request: SampleRequest) -> None:
         if len(request.ids) == 0:
@@ -167,105 +88,166 @@ class Sampler:
                 f"max_new_tokens={request.max_new_tokens} exceeds the sampler's {self.shapes.max_new_tokens}"
             )
 
-    def _pack(self, requests: Sequence[SampleRequest]) -> tuple[list[_Slot], int]:
-        groups: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(request.group, []).append(index)
-        largest = max(map(len, groups.values()))
-        rows_per_slot = next((rows for rows in self.shapes.rows_per_prefix if rows >= largest), largest)
-        rows_per_slot = min(rows_per_slot, self.shapes.rows_per_prefix[-1], self.shapes.max_rows)
-        prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
-        limit = self._prefix_limit(requests, groups, prefixes)
-        slots = []
-        for group, members in groups.items():
-            shared = min(prefixes[group], limit)
-            self.prefix_tokens_reused += shared * (len(members) - 1)
-            for start in range(0, len(members), rows_per_slot):
-                slots.append(_Slot(tuple(members[start : start + rows_per_slot]), shared))
-        return slots, rows_per_slot
 
-    def _prefix_limit(self, requests, groups: dict[int, list[int]], prefixes: dict[int, int]) -> int:
-        """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes
-        need.
-        """
-        largest = self.shapes.prefix[-1]
-        shared = [prefixes[g] for g, members in groups.items() if len(members) > 1]
-        longest_shared = max([1, *(shared or prefixes.values())])
-        wanted = bucket(min(longest_shared, largest), self.shapes.prefix, "sampler.prefix")
-        lone = [len(requests[members[0]].ids) for members in groups.values() if len(members) == 1]
-        fits = max([0, *lone]) - wanted <= self.shapes.tail[-1]
-        return wanted if fits else largest
+def _shards(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def _run(self, params, requests, slots, slots_per_batch, rows_per_slot, sampling, stop_strings):
-        batch, row_of = self._prompts(requests, slots, slots_per_batch, rows_per_slot)
-        static = {"config": self.config, "sampling": sampling, "stop_ids": self.stop_ids}
-        with self._on_mesh():
-            state, prefix = prefill(params, batch, **static, max_new_tokens=self.shapes.max_new_tokens)
-        open_rows = dict(row_of)
-        while True:
-            finished, cancelled = self._collect(state, open_rows, stop_strings)
+
+@dataclasses.dataclass
+class _Row:
+    """A request that is being decoded: what it has drawn, and the ring columns that its prompt took."""
+
+    request: int
+    tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    drawn: int = 0
+
+
+class _Call:
+    """One call of `generate`: the device state, who stands in which row, and who waits."""
+
+    def __init__(self, sampler: Sampler, plan: SlotPlan, params, requests, sampling, stop_strings):
+        self._sampler = sampler
+        self._plan = plan
+        self._params = params
+        self._requests = requests
+        self._stop_strings = stop_strings
+        self._static = {"config": sampler.config, "sampling": sampling, "stop_ids": sampler.stop_ids}
+        self._waiting = deque(plan.waiting)
+        self._rows: dict[int, _Row] = {}
+        self._ring = plan.ring[0]
+        self._cancelled = np.zeros(plan.slots * plan.rows_per_slot, bool)
+        self._state = self._empty()
+
+    def run(self) -> Iterator[list[tuple[int, Sampled]]]:
+        while self._waiting or self._rows:
+            free = self._free_slots()
+            enough = min(len(free), len(self._waiting)) >= self._plan.admissions[1]
+            if self._waiting and (enough or not self._rows):
+                drawn = self._admit(free)
+            else:
+                drawn = self._decode()
+            finished = self._collect(drawn)
             if finished:
                 yield finished
-            if not open_rows:
-                return
-            with self._on_mesh():
-                state = decode_chunk(params, state, prefix, batch, cancelled, **static, steps=self.shapes.chunk)
 
-    def _prompts(self, requests, slots, slots_per_batch, rows_per_slot) -> tuple[PromptBatch, dict[int, int]]:
-        rows = slots_per_batch * rows_per_slot
-        longest = max((slot.prefix_length for slot in slots), default=1)
-        tails = {i: requests[i].ids[slot.prefix_length :] for slot in slots for i in slot.members}
-        width = bucket(max(map(len, tails.values())), self.shapes.tail, "sampler.tail")
-        prefix_width = bucket(max(longest, 1), self.shapes.prefix, "sampler.prefix")
-        prefix_ids = np.zeros((slots_per_batch, prefix_width), np.int32)
-        prefix_length = np.zeros(slots_per_batch, np.int32)
-        tail_ids = np.zeros((rows, width), np.int32)
+    @contextlib.contextmanager
+    def _on_mesh(self):
+        """Around each device call and never across a yield: the mesh context belongs to the thread."""
+        if self._sampler.mesh is None:
+            yield
+        else:
+            with jax.set_mesh(self._sampler.mesh), logical_axis_rules(ACTIVATION_RULES):
+                yield
+
+    def _empty(self) -> DecodeState:
+        plan, rows = self._plan, self._plan.slots * self._plan.rows_per_slot
+        with self._on_mesh():
+            state = empty_state(
+                config=self._sampler.config, slots=plan.slots, rows=rows, prefix_width=plan.prefix, width=self._ring
+            )
+            if self._sampler.mesh is None:
+                return state
+            return jax.device_put(state, decode_state_shardings(state, self._sampler.mesh))
+
+    def _free_slots(self) -> list[int]:
+        per_slot = self._plan.rows_per_slot
+        taken = {row // per_slot for row in self._rows}
+        return [slot for slot in range(self._plan.slots) if slot not in taken]
+
+    def _admit(self, free: Sequence[int]) -> Drawn:
+        """Fills free slots from those that wait, each from its own shard's part of the batch."""
+        plan, shards = self._plan, _shards(self._sampler.mesh)
+        wanted = min(len(free), len(self._waiting))
+        size = next((n for n in reversed(plan.admissions) if n >= wanted), plan.admissions[0])
+        places: list[tuple[int, int]] = []  # (index in the batch, slot)
+        for shard in range(shards):
+            own = [slot for slot in free if slot * shards // plan.slots == shard]
+            first = shard * (size // shards)
+            places += [(first + i, slot) for i, slot in enumerate(own[: size // shards])]
+        chosen = [(index, slot, self._waiting.popleft()) for index, slot in places[: len(self._waiting)]]
+        batch = self._prompts(size, chosen)
+        with self._on_mesh():
+            self._state, drawn = admit(self._params, self._state, batch, **self._static, shards=shards)
+        return drawn
+
+    def _prompts(self, size: int, chosen: Sequence[tuple[int, int, Slot]]) -> PromptBatch:
+        plan, shards = self._plan, _shards(self._sampler.mesh)
+        rows = size * plan.rows_per_slot
+        prefix_ids = np.zeros((size, plan.prefix), np.int32)
+        prefix_length = np.zeros(size, np.int32)
+        tail_ids = np.zeros((rows, plan.tail), np.int32)
         tail_length = np.ones(rows, np.int32)
         keys = np.zeros((rows, 2), np.uint32)
         limits = np.zeros(rows, np.int32)
-        row_of: dict[int, int] = {}
-        for s, slot in enumerate(slots):
-            prefix_length[s] = slot.prefix_length
-            prefix_ids[s, : slot.prefix_length] = requests[slot.members[0]].ids[: slot.prefix_length]
-            for r, index in enumerate(slot.members):
-                row = s * rows_per_slot + r
-                row_of[index] = row
-                tail_length[row] = len(tails[index])
-                tail_ids[row, width - len(tails[index]) :] = tails[index]
-                keys[row] = requests[index].key
-                limits[row] = requests[index].max_new_tokens
-        batch = PromptBatch(prefix_ids, prefix_length, tail_ids, tail_length, keys, limits)
-        if self._mesh is not None:
-            batch = jax.device_put(batch, row_sharding(self._mesh))
-        return batch, row_of
+        source = np.full(plan.slots, -1, np.int32)
+        for index, slot, content in chosen:
+            shared = content.prefix_length
+            source[slot] = index % (size // shards)
+            prefix_length[index] = shared
+            prefix_ids[index, :shared] = self._requests[content.members[0]].ids[:shared]
+            for number, member in enumerate(content.members):
+                request = self._requests[member]
+                row, place = index * plan.rows_per_slot + number, slot * plan.rows_per_slot + number
+                tail = request.ids[shared:]
+                tail_length[row] = len(tail)
+                tail_ids[row, plan.tail - len(tail) :] = tail
+                keys[row], limits[row] = request.key, request.max_new_tokens
+                self._rows[place] = _Row(member)
+            start = slot * plan.rows_per_slot
+            self._cancelled[start : start + plan.rows_per_slot] = False
+        return PromptBatch(prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source)
 
-    def _collect(self, state, open_rows: dict[int, int], stop_strings):
-        """Takes finished rows out of `open_rows`; returns them and the rows that a stop string ended."""
-        tokens, logprobs, drawn, done = jax.device_get((state.tokens, state.logprobs, state.drawn, state.done))
-        cancelled = np.zeros(len(done), bool)
+    def _decode(self) -> Drawn:
+        chunk = self._sampler.shapes.chunk
+        oldest = max(min(row.drawn + chunk, self._requests[row.request].max_new_tokens) for row in self._rows.values())
+        needed = self._plan.tail + oldest
+        with self._on_mesh():
+            if needed > self._ring:
+                self._ring = next(width for width in self._plan.ring if width >= needed)
+                self._state = self._state._replace(cache=widen(self._state.cache, width=self._ring))
+            self._state, drawn = decode_chunk(self._params, self._state, self._cancelled, **self._static, steps=chunk)
+        return drawn
+
+    def _collect(self, drawn: Drawn) -> list[tuple[int, Sampled]]:
+        """Hands new tokens to their rows; returns the requests that ended with them."""
+        tokens, logprobs, count, done = jax.device_get(drawn)
+        self._sampler.row_steps += int(count.max(initial=0)) * len(count)
         finished = []
-        for index, row in list(open_rows.items()):
-            ids = tokens[row, : drawn[row]]
-            cut = self._cut_at_stop_string(ids, stop_strings)
-            if cut is None and not done[row]:
+        for place, row in list(self._rows.items()):
+            new = int(count[place])
+            row.tokens.append(tokens[place, :new])
+            row.logprobs.append(logprobs[place, :new])
+            row.drawn += new
+            cut = self._cut_at_stop_string(row)
+            if cut is None and not done[place]:
                 continue
-            cancelled[row] = True
-            del open_rows[index]
-            length = len(ids) if cut is None else cut
-            stopped = cut is not None or (length > 0 and int(ids[-1]) in self.stop_ids)
-            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-            finished.append((index, Sampled(ids[:length].copy(), logprobs[row, :length].copy(), reason)))
-        return finished, cancelled
+            del self._rows[place]
+            self._cancelled[place] = True
+            finished.append((row.request, self._result(row, cut)))
+        return finished
 
-    def _cut_at_stop_string(self, ids: np.ndarray, stop_strings: Sequence[str]) -> int | None:
+    def _result(self, row: _Row, cut: int | None) -> Sampled:
+        ids, logprobs = np.concatenate(row.tokens), np.concatenate(row.logprobs)
+        length = len(ids) if cut is None else cut
+        self._sampler.live_row_steps += length
+        stopped = cut is not None or (length > 0 and int(ids[-1]) in self._sampler.stop_ids)
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        return Sampled(ids[:length].copy(), logprobs[:length].copy(), reason)
+
+    def _cut_at_stop_string(self, row: _Row) -> int | None:
         """Returns the number of tokens up to and including the one that completes the earliest stop string."""
-        if not stop_strings or not len(ids):
+        if not self._stop_strings or not row.drawn:
             return None
-        if not any(stop in self._decode(ids.tolist()) for stop in stop_strings):
+        ids = np.concatenate(row.tokens).tolist()
+        if not self._has_stop_string(ids):
             return None
         low, high = 1, len(ids)
         while low < high:  # the shortest prefix that holds a stop string; text only grows with tokens
             middle = (low + high) // 2
-            found = any(stop in self._decode(ids[:middle].tolist()) for stop in stop_strings)
-            low, high = (low, middle) if found else (middle + 1, high)
+            low, high = (low, middle) if self._has_stop_string(ids[:middle]) else (middle + 1, high)
         return low
+
+    def _has_stop_string(self, ids: list[int]) -> bool:
+        text = self._sampler.decode(ids)
+        return any(stop in text for stop in self._stop_strings)

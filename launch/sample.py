@@ -112,7 +112,7 @@ def _draw(policy: Policy, config: SampleConfig) -> tuple[list[int], list[Sampled
     """Returns the prompt's ids, and the samples in order."""
     from ditto_jax.errors import ConfigError
     from ditto_jax.keys import SampleId
-    from ditto_jax.sampler import SampleRequest, SamplerShapes
+    from ditto_jax.slots import SampleRequest, SamplerShapes
     from ditto_jax.types import Message
     from model.sampling import SamplingParams
 

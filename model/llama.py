@@ -30,14 +30,15 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each row's own tokens: k, v [L, B, C, K, D], valid bool[B, C].
+    """Keys and values of each row's own tokens: a ring of C columns, k and v [L, B, C, K, D].
 
-    All rows write the same `column` (int32 scalar), so that a write is one in-place slice update.
+    positions int32[B, C]: of the token in a column, -1 where there is none. All rows write the same `column` (int32
+    scalar), so that a write is one in-place slice update; attention looks at positions, never at the order of columns.
     """
 
     k: jax.Array
     v: jax.Array
-    valid: jax.Array
+    positions: jax.Array
     column: jax.Array
 
 
@@ -166,19 +167,27 @@ def forward(
     return hidden, keys
 
 
-def decode(
-    params: Params, config: ModelConfig, ids: jax.Array, positions: jax.Array, cache: Cache, prefix: Prefix | None
+def extend(
+    params: Params,
+    config: ModelConfig,
+    ids: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    prefix: Prefix | None,
 ) -> tuple[jax.Array, Cache]:
-    """Returns hidden states [B, E] of one new token per row, and the cache with its keys written at `column`.
+    """Returns hidden states [B, T, E] of T further tokens a row, and the cache with their keys written from `column` on.
 
-    ids, positions: int32[B]. Every row of the new column becomes visible to its own row.
+    ids, positions: int32[B, T]; a position of -1 is padding, which no token sees. The T columns must not pass the end
+    of the ring. A token sees the prefix and those own tokens whose position is not above its own.
     """
-    visible = jax.lax.dynamic_update_slice(cache.valid, jnp.ones((ids.shape[0], 1), bool), (jnp.int32(0), cache.column))
+    table = jax.lax.dynamic_update_slice(cache.positions, positions, (jnp.int32(0), cache.column))
+    visible = (table >= 0)[:, None, :] & (table[:, None, :] <= positions[:, :, None])
     applied: Any = Llama(config).apply(
-        _module_params(params, config), ids[:, None], positions[:, None], visible[:, None, :], prefix, cache
+        _module_params(params, config), ids, jnp.maximum(positions, 0), visible, prefix, cache._replace(positions=table)
     )
     hidden, _, keys = applied
-    return hidden[:, 0], Cache(keys.k, keys.v, visible, cache.column + 1)
+    column = (cache.column + ids.shape[1]) % cache.k.shape[2]
+    return hidden, Cache(keys.k, keys.v, table, column)
 
 
 def make_prefix(

@@ -84,6 +84,20 @@ def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))
 
 
+def decode_state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Returns a tree of NamedSharding shaped like a `generate.DecodeState`: rows and slots split, heads over `tensor`."""
+
+    def sharding(leaf):
+        if leaf.ndim == 0:
+            return replicated(mesh)
+        if leaf.ndim == 5:  # keys and values: layer, row or slot, column, head, width
+            heads = "tensor" if leaf.shape[3] % mesh.shape["tensor"] == 0 else None
+            return NamedSharding(mesh, PartitionSpec(None, ROWS, None, heads, None))
+        return row_sharding(mesh)
+
+    return jax.tree.map(sharding, state)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -21,7 +21,8 @@ from ditto_jax.metrics import rollout_metrics
 from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
 from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts
-from ditto_jax.sampler import Sampled, SampleRequest, SamplerShapes
+from ditto_jax.sampler import Sampled
+from ditto_jax.slots import SampleRequest, SamplerShapes
 from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, ReplyPort, Source, Task
 from ditto_jax.types import (
     Author,

@@ -10,7 +10,8 @@ import pytest
 
 from ditto_jax.batch import BatchShapes, pack
 from ditto_jax.errors import ConfigError
-from ditto_jax.sampler import Sampled, SampleRequest, bucket, common_prefix_length
+from ditto_jax.sampler import Sampled
+from ditto_jax.slots import SampleRequest, bucket, common_prefix_length
 from ditto_jax.types import FinishReason, ViewRole
 from ditto_jax.views import View
 from model.logprobs import GroupedIds, grouped_logprobs
@@ -237,6 +238,54 @@ def test_finished_rows_are_handed_over_at_the_chunk_boundary_where_they_end():
     assert [sorted(index for index, _ in batch) for batch in batches] == [[0, 4], [1, 3], [2]]
 
 
+# More requests than slots: waiting ones take the place of finished ones.
+
+
+def uneven_requests(count: int = 23) -> list[SampleRequest]:
+    """Prompts of 3 to 9 tokens and replies of 1 to 12, one group each or in pairs."""
+    rng = np.random.default_rng(5)
+    sizes, limits = rng.integers(3, 10, count), rng.integers(1, 13, count)
+    return [request(some_ids(300 + n // 2, sizes[n]), n // 2, n, int(limits[n])) for n in range(count)]
+
+
+@pytest.mark.parametrize("max_rows", [2, 8, 24])
+def test_results_do_not_depend_on_when_a_slot_was_free(max_rows):
+    requests = uneven_requests()
+    alone = [run([r], dataclasses.replace(SHAPES, max_rows=1))[0] for r in requests]
+    assert_same(run(requests, dataclasses.replace(SHAPES, max_rows=max_rows)), alone)
+
+
+def test_a_finished_row_makes_room_for_a_waiting_request_before_its_neighbours_end():
+    limits = (12, 1, 1, 1)
+    requests = [request(some_ids(n, 5), n, n, limit) for n, limit in enumerate(limits)]
+    sampler = make_sampler(dataclasses.replace(SHAPES, max_rows=2), NEVER)
+    batches = [sorted(index for index, _ in batch) for batch in sampler.generate(params(), requests, PLAIN)]
+    assert batches == [[1], [2], [3], [0]]
+
+
+def test_refilled_slots_waste_fewer_row_steps_than_static_batches():
+    requests = [request(some_ids(n, 5), n, n, 12 if n % 4 == 0 else 2) for n in range(16)]
+    sampler = make_sampler(dataclasses.replace(SHAPES, max_rows=4, chunk=2), NEVER)
+    list(sampler.generate(params(), requests, PLAIN))
+    assert sampler.live_row_steps == sum(r.max_new_tokens for r in requests)
+    static = 4 * 12 * 4  # four batches of four rows that each wait for a reply of twelve
+    assert sampler.row_steps < 0.75 * static
+
+
+LONG = dataclasses.replace(SHAPES, tail=(1, 8), max_new_tokens=150, max_rows=2)
+
+
+def test_results_do_not_depend_on_the_width_of_the_ring():
+    # Replies of up to 150 tokens let the ring of key columns grow three times, and later ones go round it.
+    limits = (150, 20, 90, 6, 130, 40)
+    requests = [request(some_ids(n, 4 + n), n, n, limit) for n, limit in enumerate(limits)]
+    together = run(requests, LONG)
+    assert [len(s.ids) for s in together] == list(limits)
+    assert_same(together, [run([r], dataclasses.replace(LONG, max_rows=1))[0] for r in requests])
+    wide = dataclasses.replace(LONG, max_rows=6, chunk=150)  # one chunk: no ring ever grows or wraps
+    assert_same(together, run(requests, wide))
+
+
 # What is refused.
 
 
@@ -298,4 +347,4 @@ def test_the_compile_count_notices_a_new_bucket():
     with compiled_programs() as programs:
         # As long as the largest prefix and the largest tail together allow.
         list(sampler.generate(params(), [request(some_ids(5, 64), 0, 0)], PLAIN))
-    assert any("prefill" in name for name in programs)
+    assert any("admit" in name for name in programs)

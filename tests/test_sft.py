@@ -24,9 +24,9 @@ from ditto_jax.errors import ConfigError, RunDirectoryError
 from ditto_jax.feedback import content_free_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.policy import load_policy
-from ditto_jax.sampler import SampleRequest, SamplerShapes
 from ditto_jax.sft import LengthBuckets, StageConfig, StageData, train_stage, views_of_stories
 from ditto_jax.sft_run import SFTConfig, run_sft
+from ditto_jax.slots import SampleRequest, SamplerShapes
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 from model.partition import make_mesh

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditto_jax.sampler import Sampler, SampleRequest, SamplerShapes
+from ditto_jax.sampler import Sampler
+from ditto_jax.slots import SampleRequest, SamplerShapes
 from ditto_jax.types import Chat
 from model import llama
 from model.config import ModelConfig

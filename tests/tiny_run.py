@@ -22,9 +22,9 @@ from ditto_jax.loop import train
 from ditto_jax.metrics import is_timing
 from ditto_jax.objective import ObjectiveConfig
 from ditto_jax.run_dir import RunDirectory
-from ditto_jax.sampler import SamplerShapes
 from ditto_jax.sft import LengthBuckets, StageConfig
 from ditto_jax.sft_run import ModelSizes, SFTConfig, run_sft
+from ditto_jax.slots import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 from ditto_jax.tokenizer_training import TokenizerConfig
 

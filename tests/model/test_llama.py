@@ -238,12 +238,14 @@ def decoder():
         hidden, keys = llama.forward(p, CONFIG, tail_ids, at, seen.astype(jnp.int32), prefix, keep_keys=True)
         assert keys is not None
         grow = ((0, 0), (0, 0), (0, NEW), (0, 0), (0, 0))
-        cache = Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), jnp.pad(seen, ((0, 0), (0, NEW))), jnp.int32(WIDTH))
+        held = jnp.pad(jnp.where(seen, at, -1), ((0, 0), (0, NEW)), constant_values=-1)
+        cache = Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), held, jnp.int32(WIDTH))
         states = [hidden[:, -1]]
         for t in range(NEW - 1):
             cache = cache._replace(column=columns[t])
-            hidden, cache = llama.decode(p, CONFIG, new[:, t], positions[:, WIDTH + t], cache, prefix)
-            states.append(hidden)
+            column = slice(WIDTH + t, WIDTH + t + 1)
+            hidden, cache = llama.extend(p, CONFIG, new[:, t, None], positions[:, column], cache, prefix)
+            states.append(hidden[:, 0])
         return llama.logits(p, CONFIG, jnp.stack(states, axis=1))
 
     return quickly_compiled(run)

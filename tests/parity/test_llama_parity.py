@@ -271,13 +271,14 @@ def cached_logits(params, config: ModelConfig, ids, shift: int, forget: int):
     room = LENGTH - SHARED - OWN
     grow = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
     columns = jnp.arange(OWN + room)
-    valid = jnp.broadcast_to((columns >= forget) & (columns < OWN), (ids.shape[0], OWN + room))
-    cache = llama.Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), valid, jnp.int32(OWN))
+    held = jnp.where((columns >= forget) & (columns < OWN), SHARED + columns, -1)
+    held = jnp.broadcast_to(held, (ids.shape[0], OWN + room))
+    cache = llama.Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), held, jnp.int32(OWN))
 
     def step(cache, token_and_position):
         token, position = token_and_position
-        hidden, cache = llama.decode(params, config, token, position, cache, prefix)
-        return cache, llama.logits(params, config, hidden)
+        hidden, cache = llama.extend(params, config, token[:, None], position[:, None], cache, prefix)
+        return cache, llama.logits(params, config, hidden[:, 0])
 
     after = jnp.broadcast_to(jnp.arange(SHARED + OWN, LENGTH)[:, None] + shift, (room, ids.shape[0]))
     _, decoded = jax.lax.scan(step, cache, (ids[:, SHARED + OWN :].T, after))

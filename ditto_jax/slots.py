@@ -1,0 +1,162 @@
+"""Requests → slots: which samples stand side by side over one prefix, and the static shapes that hold them.
+
+In: requests of one sampler call, and the configured shapes. Out: a `SlotPlan`, a pure function of the two, so that a
+resumed run meets the same shapes and no step recompiles after warm-up. Runs nothing on a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ditto_jax.chat import common_prefix
+from ditto_jax.errors import ConfigError
+
+_RING_STEPS = 4  # attention reads the whole ring, so a long one grows to its full width in so many steps
+_SHORT_RING = 128  # below this a wider ring costs less than a second program
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """One sequence to continue. Requests with equal `group` may share a prefix; `key` is uint32[2], from the sample's
+    identity.
+    """
+
+    ids: np.ndarray
+    group: int
+    key: np.ndarray
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerShapes:
+    """Static shapes. `prefix` and `tail` are ascending buckets of prompt lengths; a longer prompt is refused.
+
+    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
+    share one prefix (samples of one prompt). chunk: decode steps between two looks of the host, when finished rows
+    leave and waiting ones take their place. max_prefill_tokens: prompt tokens run together; fewer prompts at a time
+    when they are long.
+    """
+
+    prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    tail: tuple[int, ...] = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+    max_new_tokens: int = 256
+    max_rows: int = 128
+    rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
+    chunk: int = 16
+    max_prefill_tokens: int = 16384
+
+    def __post_init__(self):
+        for name in ("prefix", "tail", "rows_per_prefix"):
+            buckets = getattr(self, name)
+            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+                raise ConfigError(f"sampler.{name}={buckets}: give ascending positive lengths, for example (64, 128)")
+        for name in ("max_new_tokens", "max_rows", "chunk", "max_prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"sampler.{name}={getattr(self, name)}: must be at least 1")
+
+
+def bucket(value: int, buckets: Sequence[int], what: str) -> int:
+    """Returns the smallest bucket that holds `value`; raises ConfigError naming the setting if none does."""
+    for size in buckets:
+        if value <= size:
+            return size
+    raise ConfigError(
+        f"{what}: {value} tokens do not fit the largest bucket {buckets[-1]}; raise {what} or shorten the prompt"
+    )
+
+
+def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
+    """Returns how many leading ids all sequences share, at most the shortest length minus one."""
+    shortest = min(len(ids) for ids in sequences) - 1
+    return min(shortest, *(common_prefix(sequences[0], ids) for ids in sequences))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Up to `SlotPlan.rows_per_slot` requests of one group, decoded side by side over one prefix."""
+
+    members: tuple[int, ...]
+    prefix_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotPlan:
+    """How one sampler call is laid out.
+
+    waiting: the slots' contents in the order in which they are admitted. slots: how many are decoded together, a
+    multiple of `shards`. prefix, tail: widths of an admission. ring: ascending widths of the rows' own keys.
+    admissions: how many slots are filled at once, the first time and later.
+    """
+
+    waiting: tuple[Slot, ...]
+    rows_per_slot: int
+    slots: int
+    prefix: int
+    tail: int
+    ring: tuple[int, ...]
+    admissions: tuple[int, int]
+    prefix_tokens_shared: int
+
+
+def plan_slots(requests: Sequence[SampleRequest], shapes: SamplerShapes, shards: int = 1) -> SlotPlan:
+    """Returns the layout of a call; `shards` is how many devices the slots are split over.
+
+    Raises ConfigError if a prompt is longer than the largest buckets.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.group, []).append(index)
+    largest = max(map(len, groups.values()))
+    rows_per_slot = next((rows for rows in shapes.rows_per_prefix if rows >= largest), largest)
+    rows_per_slot = min(rows_per_slot, shapes.rows_per_prefix[-1], shapes.max_rows)
+    prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
+    limit = _prefix_limit(requests, groups, prefixes, shapes)
+    waiting, shared_tokens = [], 0
+    for group, members in groups.items():
+        shared = min(prefixes[group], limit)
+        shared_tokens += shared * (len(members) - 1)
+        for start in range(0, len(members), rows_per_slot):
+            waiting.append(Slot(tuple(members[start : start + rows_per_slot]), shared))
+
+    slots = _multiple(max(1, shapes.max_rows // rows_per_slot), shards)
+    prefix = bucket(max(1, *(slot.prefix_length for slot in waiting), 1), shapes.prefix, "sampler.prefix")
+    longest_tail = max(len(requests[i].ids) - slot.prefix_length for slot in waiting for i in slot.members)
+    tail = bucket(longest_tail, shapes.tail, "sampler.tail")
+    # Attention scores of a prefill grow with rows times length squared: long prompts go a few at a time.
+    at_once = _multiple(max(1, min(slots, shapes.max_prefill_tokens // (prefix + rows_per_slot * tail))), shards)
+    return SlotPlan(
+        waiting=tuple(waiting),
+        rows_per_slot=rows_per_slot,
+        slots=slots,
+        prefix=prefix,
+        tail=tail,
+        ring=_ring_widths(tail, shapes),
+        admissions=(at_once, _multiple(max(1, at_once // 8), shards)),
+        prefix_tokens_shared=shared_tokens,
+    )
+
+
+def _multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
+
+
+def _ring_widths(tail: int, shapes: SamplerShapes) -> tuple[int, ...]:
+    widest = tail + shapes.max_new_tokens
+    if widest <= _SHORT_RING:
+        return (widest,)
+    steps = (-(-widest * i // _RING_STEPS) for i in range(1, _RING_STEPS + 1))
+    return tuple(width for width in steps if width >= tail + shapes.chunk or width == widest)
+
+
+def _prefix_limit(requests, groups: dict[int, list[int]], prefixes: dict[int, int], shapes: SamplerShapes) -> int:
+    """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes need."""
+    largest = shapes.prefix[-1]
+    shared = [prefixes[g] for g, members in groups.items() if len(members) > 1]
+    longest_shared = max([1, *(shared or prefixes.values())])
+    wanted = bucket(min(longest_shared, largest), shapes.prefix, "sampler.prefix")
+    lone = [len(requests[members[0]].ids) for members in groups.values() if len(members) == 1]
+    fits = max([0, *lone]) - wanted <= shapes.tail[-1]
+    return wanted if fits else largest
