@@ -123,11 +123,8 @@ class _Call:
         while self._waiting or self._rows:
             free = self._free_slots()
             enough = min(len(free), len(self._waiting)) >= self._plan.admissions[1]
-            if self._waiting and (enough or not self._rows):
-                drawn = self._admit(free)
-            else:
-                drawn = self._decode()
-            finished = self._collect(drawn)
+            admits = self._waiting and (enough or not self._rows)
+            finished = self._collect(self._admit(free) if admits else self._decode())
             if finished:
                 yield finished
 

@@ -175,7 +175,7 @@ def extend(
     cache: Cache,
     prefix: Prefix | None,
 ) -> tuple[jax.Array, Cache]:
-    """Returns hidden states [B, T, E] of T further tokens a row, and the cache with their keys written from `column` on.
+    """Returns hidden states [B, T, E] of T further tokens a row, and the cache with their keys from `column` on.
 
     ids, positions: int32[B, T]; a position of -1 is padding, which no token sees. The T columns must not pass the end
     of the ring. A token sees the prefix and those own tokens whose position is not above its own.

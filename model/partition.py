@@ -85,7 +85,7 @@ def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 
 def decode_state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Returns a tree of NamedSharding shaped like a `generate.DecodeState`: rows and slots split, heads over `tensor`."""
+    """Returns shardings of a `generate.DecodeState`: rows and slots split, heads over `tensor`."""
 
     def sharding(leaf):
         if leaf.ndim == 0:
