@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.xla_flags import FUSION_FLAG
+from model.xla_flags import WORKAROUND
 
-_WORKAROUND = f"set XLA_FLAGS='{FUSION_FLAG}=' before jax starts, or install another jaxlib"
+_WORKAROUND = f"set XLA_FLAGS='{WORKAROUND}' before jax starts, or install another jaxlib"
 _SECONDS = 120
 
 

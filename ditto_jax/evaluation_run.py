@@ -44,6 +44,8 @@ async def evaluate_tasks(
         progress.note(f"evaluating {loaded.label} ({len(loaded.examples)} items) at step {step}")
         evaluation = config.evaluation
         result = await evaluate_task(loaded, parts.engine, params, evaluation, parts.judges, config.seed, step)
+        # Nothing that an evaluation left on the device may touch what is sampled next: a resumed run skips it.
+        parts.engine.sampler.release()
         write_evaluation(run, result, step)
         records.append(result.record)
     return records

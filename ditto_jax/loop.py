@@ -89,6 +89,7 @@ class Trainer:
             drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate)
         with watch.phase("refine"):
             refined = await refined_rollouts(sampling, judge, prompts, drafts)
+        self.parts.engine.sampler.release()
         rollouts = [*drafts, *refined]
         _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
         with watch.phase("pack"):

@@ -18,11 +18,11 @@ from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
+from ditto_jax.slots import KeptPrefix, SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
-from model.generate import DecodeState, Drawn, PromptBatch, admit, decode_chunk, empty_state, widen
-from model.llama import Params
+from model.generate import DecodeState, Drawn, PromptBatch, admit, compact, decode_chunk, empty_state, widen
+from model.llama import Params, Prefix, unstack
 from model.partition import ACTIVATION_RULES, decode_state_shardings
 from model.sampling import SamplingParams
 
@@ -34,6 +34,20 @@ class Sampled:
     ids: np.ndarray
     logprobs: np.ndarray
     finish_reason: FinishReason
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """The prefixes of the last call, and the weights that their keys belong to."""
+
+    weights: list[jax.Array]
+    prefix: Prefix
+    places: dict[int, KeptPrefix]
+
+    def of(self, params: Params) -> dict[int, KeptPrefix]:
+        leaves = jax.tree.leaves(params)
+        same = len(leaves) == len(self.weights) and all(a is b for a, b in zip(leaves, self.weights, strict=True))
+        return self.places if same else {}
 
 
 class Sampler:
@@ -52,9 +66,17 @@ class Sampler:
         self.stop_ids = tuple(sorted({int(i) for i in stop_ids}))
         self.decode = decode
         self.mesh = mesh
-        self.prefix_tokens_reused = 0  # tokens not prefilled again because a group shares them
+        self.prefix_tokens_reused = 0  # tokens not run again because a group shares them
+        self.kept_tokens_reused = 0  # tokens not run again because the call before had run them
+        self._kept: _Kept | None = None
         self.row_steps = 0  # decode steps times rows
-        self.live_row_steps = 0  # of these, how many drew a token that was kept
+        self.live_row_steps = 0  # of these, how many drew a token
+
+    @property
+    def unstacks_layers(self) -> bool:
+        """Whether decoding uses a copy of the weights with every layer apart (`SamplerShapes.unstack_layers`)."""
+        chosen = self.shapes.unstack_layers
+        return jax.default_backend() == "cpu" if chosen is None else chosen
 
     def generate(
         self,
@@ -65,14 +87,26 @@ class Sampler:
     ) -> Iterator[list[tuple[int, Sampled]]]:
         """Yields (request index, result) pairs as rows finish, at every chunk boundary; every request ends once.
 
-        Raises ConfigError if a prompt is longer than the largest bucket or than the model's context.
+        Prefixes that the call before has run under the same weights are copied from it: that of a refined prompt
+        from its draft's. Raises ConfigError if a prompt is longer than the largest bucket or than the model's context.
         """
         for request in requests:
             self._check(request)
         if requests:
-            plan = plan_slots(requests, self.shapes, _shards(self.mesh))
-            self.prefix_tokens_reused += plan.prefix_tokens_shared
-            yield from _Call(self, plan, params, requests, sampling, stop_strings).run()
+            known = self._kept.of(params) if self._kept else {}
+            plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
+            self.prefix_tokens_reused += plan.tokens_shared
+            self.kept_tokens_reused += plan.tokens_kept
+            call = _Call(self, plan, params, requests, sampling, stop_strings, self._kept and self._kept.prefix)
+            self._kept = None
+            yield from call.run()
+            self._kept = _Kept(jax.tree.leaves(params), *call.prefixes())
+
+    def release(self) -> None:
+        """Gives up the keys that were kept for the next call: before an update, which needs the memory and makes them
+        stale, and where results must not depend on what was sampled before.
+        """
+        self._kept = None
 
     def _check(self, request: SampleRequest) -> None:
         if len(request.ids) == 0:
@@ -106,25 +140,35 @@ class _Row:
 class _Call:
     """One call of `generate`: the device state, who stands in which row, and who waits."""
 
-    def __init__(self, sampler: Sampler, plan: SlotPlan, params, requests, sampling, stop_strings):
+    def __init__(self, sampler: Sampler, plan: SlotPlan, params, requests, sampling, stop_strings, kept: Prefix | None):
         self._sampler = sampler
         self._plan = plan
         self._params = params
+        self._unstacked = sampler.unstacks_layers
+        self._decode_params = unstack(params, sampler.config) if self._unstacked else params
         self._requests = requests
         self._stop_strings = stop_strings
         self._static = {"config": sampler.config, "sampling": sampling, "stop_ids": sampler.stop_ids}
+        self._kept = kept
+        self._places: dict[int, KeptPrefix] = {}
         self._waiting = deque(plan.waiting)
         self._rows: dict[int, _Row] = {}
+        self._slots = plan.slots
         self._ring = plan.ring[0]
         self._cancelled = np.zeros(plan.slots * plan.rows_per_slot, bool)
         self._state = self._empty()
+        self._whole_prefix: Prefix | None = None  # of all slots, once the call has left some behind
+
+    def prefixes(self) -> tuple[Prefix, dict[int, KeptPrefix]]:
+        """Returns the prefix keys of the slots' last contents, and which group's they are."""
+        return self._whole_prefix or self._state.prefix, self._places
 
     def run(self) -> Iterator[list[tuple[int, Sampled]]]:
         while self._waiting or self._rows:
             free = self._free_slots()
             enough = min(len(free), len(self._waiting)) >= self._plan.admissions[1]
             admits = self._waiting and (enough or not self._rows)
-            finished = self._collect(self._admit(free) if admits else self._decode())
+            finished = self._collect(self._admit(free)) if admits else self._collect(self._decode(), decoded=True)
             if finished:
                 yield finished
 
@@ -141,7 +185,12 @@ class _Call:
         plan, rows = self._plan, self._plan.slots * self._plan.rows_per_slot
         with self._on_mesh():
             state = empty_state(
-                config=self._sampler.config, slots=plan.slots, rows=rows, prefix_width=plan.prefix, width=self._ring
+                config=self._sampler.config,
+                slots=plan.slots,
+                rows=rows,
+                prefix_width=plan.prefix,
+                width=self._ring,
+                unstacked=self._unstacked,
             )
             if self._sampler.mesh is None:
                 return state
@@ -155,18 +204,34 @@ class _Call:
     def _admit(self, free: Sequence[int]) -> Drawn:
         """Fills free slots from those that wait, each from its own shard's part of the batch."""
         plan, shards = self._plan, _shards(self._sampler.mesh)
-        wanted = min(len(free), len(self._waiting))
+        copies = self._waiting[0].kept is not None
+        wanted = min(len(free), sum((slot.kept is not None) == copies for slot in self._waiting))
         size = next((n for n in reversed(plan.admissions) if n >= wanted), plan.admissions[0])
-        places: list[tuple[int, int]] = []  # (index in the batch, slot)
+        chosen = []
         for shard in range(shards):
             own = [slot for slot in free if slot * shards // plan.slots == shard]
-            first = shard * (size // shards)
-            places += [(first + i, slot) for i, slot in enumerate(own[: size // shards])]
-        chosen = [(index, slot, self._waiting.popleft()) for index, slot in places[: len(self._waiting)]]
+            for i, slot in enumerate(own[: size // shards]):
+                content = next((one for one in self._waiting if self._may_enter(one, copies, shard)), None)
+                if content is not None:
+                    self._waiting.remove(content)
+                    chosen.append((shard * (size // shards) + i, slot, content))
         batch = self._prompts(size, chosen)
         with self._on_mesh():
-            self._state, drawn = admit(self._params, self._state, batch, **self._static, shards=shards)
+            self._state, drawn = admit(
+                self._params, self._state, batch, self._kept if copies else None, **self._static, shards=shards
+            )
         return drawn
+
+    def _may_enter(self, content: Slot, copies: bool, shard: int) -> bool:
+        """Whether a waiting slot belongs to this admission; keys are copied within their shard only."""
+        if (content.kept is not None) != copies:
+            return False
+        return content.kept is None or self._kept_shard(content.kept)[0] == shard
+
+    def _kept_shard(self, slot: int) -> tuple[int, int]:
+        """(shard, slot within it) of a slot of the call before."""
+        assert self._kept is not None
+        return divmod(slot, self._kept.valid.shape[0] // _shards(self._sampler.mesh))
 
     def _prompts(self, size: int, chosen: Sequence[tuple[int, int, Slot]]) -> PromptBatch:
         plan, shards = self._plan, _shards(self._sampler.mesh)
@@ -178,11 +243,17 @@ class _Call:
         keys = np.zeros((rows, 2), np.uint32)
         limits = np.zeros(rows, np.int32)
         source = np.full(plan.slots, -1, np.int32)
+        kept = np.zeros(size, np.int32)
+        self._places = {g: at for g, at in self._places.items() if at.slot not in {slot for _, slot, _ in chosen}}
         for index, slot, content in chosen:
             shared = content.prefix_length
+            first = self._requests[content.members[0]]
+            self._places[first.group] = KeptPrefix(slot, first.ids[:shared])
+            if content.kept is not None:
+                kept[index] = self._kept_shard(content.kept)[1]
             source[slot] = index % (size // shards)
             prefix_length[index] = shared
-            prefix_ids[index, :shared] = self._requests[content.members[0]].ids[:shared]
+            prefix_ids[index, :shared] = first.ids[:shared]
             for number, member in enumerate(content.members):
                 request = self._requests[member]
                 row, place = index * plan.rows_per_slot + number, slot * plan.rows_per_slot + number
@@ -193,23 +264,55 @@ class _Call:
                 self._rows[place] = _Row(member)
             start = slot * plan.rows_per_slot
             self._cancelled[start : start + plan.rows_per_slot] = False
-        return PromptBatch(prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source)
+        return PromptBatch(prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source, kept)
+
+    def _shrink(self) -> None:
+        """Leaves empty slots behind once nothing waits for them."""
+        shards, per_slot = _shards(self._sampler.mesh), self._plan.rows_per_slot
+        taken = sorted({row // per_slot for row in self._rows})
+        own = [[slot for slot in taken if slot * shards // self._slots == shard] for shard in range(shards)]
+        fits = [n for n in self._plan.fewer_slots if n < self._slots and max(map(len, own)) <= n // shards]
+        if not fits:
+            return
+        width, before = fits[-1] // shards, self._slots // shards
+        kept = [
+            slots + [slots[0] if slots else shard * before] * (width - len(slots)) for shard, slots in enumerate(own)
+        ]
+        index = np.array([slot % before for slots in kept for slot in slots], np.int32)
+        self._whole_prefix = self._whole_prefix or self._state.prefix
+        with self._on_mesh():
+            self._state = compact(self._state, index, shards=shards)
+        self._slots = fits[-1]
+        self._cancelled = np.ones(self._slots * per_slot, bool)  # copies that fill up the shard draw nothing
+        moved = {slot: shard * width + i for shard, slots in enumerate(own) for i, slot in enumerate(slots)}
+        self._rows = {moved[row // per_slot] * per_slot + row % per_slot: kept for row, kept in self._rows.items()}
+        self._cancelled[list(self._rows)] = False
 
     def _decode(self) -> Drawn:
+        if not self._waiting:
+            self._shrink()
         chunk = self._sampler.shapes.chunk
         oldest = max(min(row.drawn + chunk, self._requests[row.request].max_new_tokens) for row in self._rows.values())
         needed = self._plan.tail + oldest
+        rows = len(self._cancelled)
+        enough = rows
+        if self._waiting:  # as many finished rows as make room for the next admission
+            enough = max(rows - len(self._rows) + 1, self._plan.admissions[1] * self._plan.rows_per_slot)
         with self._on_mesh():
             if needed > self._ring:
                 self._ring = next(width for width in self._plan.ring if width >= needed)
                 self._state = self._state._replace(cache=widen(self._state.cache, width=self._ring))
-            self._state, drawn = decode_chunk(self._params, self._state, self._cancelled, **self._static, steps=chunk)
+            self._state, drawn = decode_chunk(
+                self._decode_params, self._state, self._cancelled, np.int32(enough), **self._static, steps=chunk
+            )
         return drawn
 
-    def _collect(self, drawn: Drawn) -> list[tuple[int, Sampled]]:
+    def _collect(self, drawn: Drawn, decoded: bool = False) -> list[tuple[int, Sampled]]:
         """Hands new tokens to their rows; returns the requests that ended with them."""
         tokens, logprobs, count, done = jax.device_get(drawn)
-        self._sampler.row_steps += int(count.max(initial=0)) * len(count)
+        if decoded:
+            self._sampler.row_steps += int(count.max(initial=0)) * len(count)
+            self._sampler.live_row_steps += int(count.sum())
         finished = []
         for place, row in list(self._rows.items()):
             new = int(count[place])
@@ -227,7 +330,6 @@ class _Call:
     def _result(self, row: _Row, cut: int | None) -> Sampled:
         ids, logprobs = np.concatenate(row.tokens), np.concatenate(row.logprobs)
         length = len(ids) if cut is None else cut
-        self._sampler.live_row_steps += length
         stopped = cut is not None or (length > 0 and int(ids[-1]) in self._sampler.stop_ids)
         reason = FinishReason.STOP if stopped else FinishReason.LENGTH
         return Sampled(ids[:length].copy(), logprobs[:length].copy(), reason)

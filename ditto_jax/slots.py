@@ -7,7 +7,7 @@ resumed run meets the same shapes and no step recompiles after warm-up. Runs not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from ditto_jax.chat import common_prefix
 from ditto_jax.errors import ConfigError
 
 _RING_STEPS = 4  # attention reads the whole ring, so a long one grows to its full width in so many steps
+_SHRINK = (2, 4, 8)  # parts of the slots in which the last rows of a call are decoded
 _SHORT_RING = 128  # below this a wider ring costs less than a second program
 
 
@@ -37,7 +38,9 @@ class SamplerShapes:
     max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
     share one prefix (samples of one prompt). chunk: decode steps between two looks of the host, when finished rows
     leave and waiting ones take their place. max_prefill_tokens: prompt tokens run together; fewer prompts at a time
-    when they are long.
+    when they are long. shrink: once nothing waits and half of the slots or more are empty, the rest goes on without
+    them, for which more programs are compiled. unstack_layers: decode from a copy of the weights that has every layer
+    apart, which saves copying them at every step where a stack cannot be sliced in place; None does so on CPU.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -47,6 +50,8 @@ class SamplerShapes:
     rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
     chunk: int = 16
     max_prefill_tokens: int = 16384
+    shrink: bool = True
+    unstack_layers: bool | None = None
 
     def __post_init__(self):
         for name in ("prefix", "tail", "rows_per_prefix"):
@@ -76,10 +81,22 @@ def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Up to `SlotPlan.rows_per_slot` requests of one group, decoded side by side over one prefix."""
+    """Up to `SlotPlan.rows_per_slot` requests of one group, decoded side by side over one prefix.
+
+    kept: the slot of an earlier call that holds the prefix's keys; None if they have to be computed.
+    """
 
     members: tuple[int, ...]
     prefix_length: int
+    kept: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptPrefix:
+    """Where an earlier call of the same weights left the keys of a group's prefix, and of which ids."""
+
+    slot: int
+    ids: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,22 +104,32 @@ class SlotPlan:
     """How one sampler call is laid out.
 
     waiting: the slots' contents in the order in which they are admitted. slots: how many are decoded together, a
-    multiple of `shards`. prefix, tail: widths of an admission. ring: ascending widths of the rows' own keys.
-    admissions: how many slots are filled at once, the first time and later.
+    multiple of `shards`. fewer_slots: descending sizes to which they shrink once nothing waits. prefix, tail: widths
+    of an admission. ring: ascending widths of the rows' own keys. admissions: how many slots are filled at once, the
+    first time and later. tokens_shared, tokens_kept: prompt tokens that are not run again, because a group shares
+    them or an earlier call has run them.
     """
 
     waiting: tuple[Slot, ...]
     rows_per_slot: int
     slots: int
+    fewer_slots: tuple[int, ...]
     prefix: int
     tail: int
     ring: tuple[int, ...]
     admissions: tuple[int, int]
-    prefix_tokens_shared: int
+    tokens_shared: int
+    tokens_kept: int
 
 
-def plan_slots(requests: Sequence[SampleRequest], shapes: SamplerShapes, shards: int = 1) -> SlotPlan:
-    """Returns the layout of a call; `shards` is how many devices the slots are split over.
+def plan_slots(
+    requests: Sequence[SampleRequest],
+    shapes: SamplerShapes,
+    shards: int = 1,
+    kept: Mapping[int, KeptPrefix] | None = None,
+) -> SlotPlan:
+    """Returns the layout of a call; `shards` is how many devices the slots are split over, `kept` what is there by
+    group.
 
     Raises ConfigError if a prompt is longer than the largest buckets.
     """
@@ -114,12 +141,17 @@ def plan_slots(requests: Sequence[SampleRequest], shapes: SamplerShapes, shards:
     rows_per_slot = min(rows_per_slot, shapes.rows_per_prefix[-1], shapes.max_rows)
     prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
     limit = _prefix_limit(requests, groups, prefixes, shapes)
-    waiting, shared_tokens = [], 0
+    waiting, tokens_shared, tokens_kept = [], 0, 0
     for group, members in groups.items():
-        shared = min(prefixes[group], limit)
-        shared_tokens += shared * (len(members) - 1)
+        shared, place = min(prefixes[group], limit), None
+        known = _known(kept, group, [requests[i].ids for i in members], shared, shapes)
+        if known is not None and kept is not None:
+            shared, place = known, kept[group].slot
+            tokens_kept += shared
+        tokens_shared += shared * (len(members) - 1)
         for start in range(0, len(members), rows_per_slot):
-            waiting.append(Slot(tuple(members[start : start + rows_per_slot]), shared))
+            waiting.append(Slot(tuple(members[start : start + rows_per_slot]), shared, place))
+    waiting.sort(key=lambda slot: slot.kept is None)  # an admission either computes its prefixes or copies them
 
     slots = _multiple(max(1, shapes.max_rows // rows_per_slot), shards)
     prefix = bucket(max(1, *(slot.prefix_length for slot in waiting), 1), shapes.prefix, "sampler.prefix")
@@ -131,12 +163,33 @@ def plan_slots(requests: Sequence[SampleRequest], shapes: SamplerShapes, shards:
         waiting=tuple(waiting),
         rows_per_slot=rows_per_slot,
         slots=slots,
+        fewer_slots=tuple(slots // part for part in _SHRINK if slots % (part * shards) == 0) if shapes.shrink else (),
         prefix=prefix,
         tail=tail,
         ring=_ring_widths(tail, shapes),
         admissions=(at_once, _multiple(max(1, at_once // 8), shards)),
-        prefix_tokens_shared=shared_tokens,
+        tokens_shared=tokens_shared,
+        tokens_kept=tokens_kept,
     )
+
+
+def _known(
+    kept: Mapping[int, KeptPrefix] | None,
+    group: int,
+    sequences: Sequence[np.ndarray],
+    shared: int,
+    shapes: SamplerShapes,
+) -> int | None:
+    """Returns how many leading tokens to copy from an earlier call, or None if it is less work to run them again.
+
+    What the group shares beyond them is then run once for every row.
+    """
+    if not kept or group not in kept:
+        return None
+    known = min(shared, *(common_prefix(kept[group].ids, ids) for ids in sequences))
+    longest_tail = max(map(len, sequences)) - known
+    worth = known > 0 and (shared - known) * (len(sequences) - 1) < known
+    return known if worth and longest_tail <= shapes.tail[-1] else None
 
 
 def _multiple(value: int, of: int) -> int:

@@ -2,7 +2,8 @@
 
 B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
 separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys
-of a training row, of a prompt being prefilled and of a decode step all come through `attend`.
+of a training row, of a prompt being prefilled and of a decode step all come through `attend`. Sliding windows are
+measured in positions, wherever a token lies in its array.
 """
 
 from __future__ import annotations
@@ -17,14 +18,29 @@ _MASKED = -1e30
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one source in one layer, k and v: [rows, S, K, D]."""
+    """Keys and values of one source in one layer, k and v: [rows, K, S, D].
+
+    Heads before tokens, so that the batched products of attention read them as they lie.
+    """
 
     k: jax.Array
     v: jax.Array
 
 
+class Window(NamedTuple):
+    """A sliding window: a query sees keys fewer than `size` positions back, in every source.
+
+    size: int32 scalar; query int32[B, T], own int32[B, S]: positions of the queries and of the rows' own keys. Token p
+    of a prefix has position p.
+    """
+
+    size: jax.Array
+    query: jax.Array
+    own: jax.Array
+
+
 class _Partial(NamedTuple):
-    """Unnormalised attention over one source: out [B, K, T, q, D], peak and total [B, K, T, q], all float32."""
+    """Unnormalised attention over one source: out [rows, K, Q, D], peak and total [rows, K, Q], all float32."""
 
     out: jax.Array
     peak: jax.Array
@@ -32,15 +48,14 @@ class _Partial(NamedTuple):
 
 
 def _over(q: jax.Array, source: KeyValues, mask: jax.Array) -> _Partial:
-    """q: [B, T, K, q, D] scaled; source rows match B; mask: bool broadcastable to [B, 1, T, 1, S]."""
-    # Axis orders are those that a batched matrix product yields, so that no score is ever transposed.
-    scores = jnp.einsum("btkqd,bskd->bktqs", q, source.k, preferred_element_type=jnp.float32)
+    """q: [rows, K, Q, D] scaled; mask: bool broadcastable to [rows, K, Q, S]."""
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, source.k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, _MASKED)
     # The peak cancels in the merged result, so no gradient needs to flow through it.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - peak[..., None])
     total = jnp.sum(weights, axis=-1)
-    out = jnp.einsum("bktqs,bskd->bktqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bkqs,bksd->bkqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32)
     return _Partial(out, peak, total)
 
 
@@ -50,31 +65,60 @@ def attend(
     own_mask: jax.Array,
     prefix: KeyValues | None = None,
     prefix_valid: jax.Array | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
     """Returns attention output [B, T, H, D] in q's dtype.
 
-    q: [B, T, H, D]. own: the rows' own keys [B, S, K, D] with own_mask bool[B, T, S] (True = visible).
-    prefix: shared keys [N, P, K, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P].
+    q: [B, T, H, D]. own: the rows' own keys [B, K, S, D] with own_mask bool[B, T, S] (True = visible).
+    prefix: shared keys [N, K, P, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P].
+    window: None lets every query see as far as the masks do. A query without any visible key yields finite garbage.
     """
     batch, length, heads, width = q.shape
-    kv_heads = own.k.shape[2]
-    grouped = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width)
-    part = _over(grouped, own, own_mask[:, None, :, None])
+    kv_heads = own.k.shape[1]
+    per_head = heads // kv_heads
+    # [B, K, T, q, D]: the query heads of one key head side by side, token after token.
+    grouped = (q * width**-0.5).reshape(batch, length, kv_heads, per_head, width).swapaxes(1, 2)
+    if window is not None:
+        own_mask = own_mask & _within(window.query, window.own, window.size)
+    part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head))
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
-        folded = grouped.reshape(groups, -1, *grouped.shape[2:])
-        shared = _over(folded, prefix, prefix_valid[:, None, None, None, :])
-        shared = _Partial(*(_unfold(x, batch, length) for x in shared))
-        part = _merge(part, shared)
-    out = part.out / part.total[..., None]
+        prefix_mask = prefix_valid[:, None]
+        if window is not None:
+            positions = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)[None]
+            prefix_mask = prefix_mask & _within(window.query.reshape(groups, -1), positions, window.size)
+            prefix_mask = _per_query(prefix_mask, per_head)
+        else:
+            prefix_mask = prefix_mask[:, None]
+        shared = _over(_fold(grouped, groups), prefix, prefix_mask)
+        part = _merge(part, _Partial(*(_unfold(x, batch) for x in shared)))
+    out = (part.out / part.total[..., None]).reshape(batch, kv_heads, length, per_head, width)
     return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)
 
 
-def _unfold(x: jax.Array, batch: int, length: int) -> jax.Array:
-    """[N, K, rows * T, ...] → [B, K, T, ...]: a group's rows apart again."""
+def _per_query(mask: jax.Array, per_head: int) -> jax.Array:
+    """bool[rows, T, S] → bool[rows, 1, T * q, S]: one row of the mask for each of the q heads that share a key head."""
+    rows, length, keys = mask.shape
+    return jnp.broadcast_to(mask[:, None, :, None], (rows, 1, length, per_head, keys)).reshape(rows, 1, -1, keys)
+
+
+def _within(query: jax.Array, key: jax.Array, size: jax.Array) -> jax.Array:
+    """bool[rows, queries, keys] of positions int32[rows, queries] and int32[rows or 1, keys]."""
+    return query[:, :, None] - key[:, None, :] < size
+
+
+def _fold(q: jax.Array, groups: int) -> jax.Array:
+    """[B, K, T, q, D] → [N, K, rows * T * q, D]: the queries of a group's rows together."""
+    batch, kv_heads, length, per_head, width = q.shape
+    split = q.reshape(groups, batch // groups, kv_heads, length, per_head, width)
+    return split.swapaxes(1, 2).reshape(groups, kv_heads, -1, width)
+
+
+def _unfold(x: jax.Array, batch: int) -> jax.Array:
+    """[N, K, rows * Q, ...] → [B, K, Q, ...]: a group's rows apart again."""
     groups, kv_heads = x.shape[:2]
-    split = x.reshape(groups, kv_heads, batch // groups, length, *x.shape[3:])
-    return split.swapaxes(1, 2).reshape(batch, kv_heads, length, *x.shape[3:])
+    split = x.reshape(groups, kv_heads, batch // groups, -1, *x.shape[3:])
+    return split.swapaxes(1, 2).reshape(batch, kv_heads, -1, *x.shape[3:])
 
 
 def _merge(a: _Partial, b: _Partial) -> _Partial:

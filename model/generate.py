@@ -28,7 +28,8 @@ class PromptBatch(NamedTuple):
     prefix_ids int32[N, P] right-padded, prefix_length int32[N]; tail_ids int32[N * R, T] LEFT-padded with at least one
     real token, tail_length int32[N * R]; row_keys uint32[N * R, 2]; limits int32[N * R]: tokens the row may draw (0 =
     padding row). source int32[S]: which of the N prompts each slot takes, -1 to keep what it holds; on D row shards
-    the prompts of a slot are counted within its own shard.
+    the prompts of a slot are counted within its own shard. kept int32[N]: the slot of an earlier call, within the
+    shard, that holds the prefix's keys.
     """
 
     prefix_ids: Array
@@ -38,6 +39,7 @@ class PromptBatch(NamedTuple):
     row_keys: Array
     limits: Array
     source: Array
+    kept: Array
 
 
 class DecodeState(NamedTuple):
@@ -67,12 +69,21 @@ class Drawn(NamedTuple):
     done: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots", "rows", "prefix_width", "width"))
-def empty_state(*, config: ModelConfig, slots: int, rows: int, prefix_width: int, width: int) -> DecodeState:
-    """Returns a state of `slots` slots without prompts, for `rows` rows over a ring of `width` columns."""
+@functools.partial(jax.jit, static_argnames=("config", "slots", "rows", "prefix_width", "width", "unstacked"))
+def empty_state(
+    *, config: ModelConfig, slots: int, rows: int, prefix_width: int, width: int, unstacked: bool = False
+) -> DecodeState:
+    """Returns a state of `slots` slots without prompts, for `rows` rows over a ring of `width` columns.
+
+    unstacked: keys lie layer by layer, for parameters from `llama.unstack`.
+    """
+    cache, prefix = _empty_cache(config, rows, width), _empty_prefix(config, slots, prefix_width)
+    if unstacked:
+        cache = cache._replace(k=tuple(cache.k), v=tuple(cache.v))
+        prefix = prefix._replace(k=tuple(prefix.k), v=tuple(prefix.v))
     return DecodeState(
-        cache=_empty_cache(config, rows, width),
-        prefix=_empty_prefix(config, slots, prefix_width),
+        cache=cache,
+        prefix=prefix,
         last=jnp.zeros(rows, jnp.int32),
         drawn=jnp.zeros(rows, jnp.int32),
         limits=jnp.zeros(rows, jnp.int32),
@@ -83,7 +94,7 @@ def empty_state(*, config: ModelConfig, slots: int, rows: int, prefix_width: int
 
 
 def _empty_keys(config: ModelConfig, rows: int, width: int) -> tuple[jax.Array, jax.Array]:
-    shape = (config.num_layers, rows, width, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, rows, config.num_kv_heads, width, config.head_dim)
     return jnp.zeros(shape, jnp.dtype(config.compute_dtype)), jnp.zeros(shape, jnp.dtype(config.compute_dtype))
 
 
@@ -102,6 +113,7 @@ def admit(
     params: Params,
     state: DecodeState,
     prompts: PromptBatch,
+    kept: Prefix | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
@@ -109,6 +121,8 @@ def admit(
     shards: int = 1,
 ) -> tuple[DecodeState, Drawn]:
     """Returns the state with the prompts in their slots and one token drawn for each of their rows.
+
+    With `kept`, keys of an earlier call of the same weights, prefixes are copied from `prompts.kept` instead of run.
 
     `shards` is how many devices the slot axis is split over: prompts go to slots of their own shard only, so that no
     key crosses devices. Rows of other slots draw nothing.
@@ -118,7 +132,10 @@ def admit(
     prefix = None
     if width:
         prefix_valid = jnp.arange(width) < prompts.prefix_length[:, None]
-        prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid)
+        if kept is None:
+            prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid)
+        else:
+            prefix = _copied(kept, prompts.kept, prefix_valid, shards)
     start = jnp.repeat(prompts.prefix_length, rows // slots)
     offset = jnp.arange(tail) - (tail - prompts.tail_length)[:, None]
     positions = jnp.where(offset >= 0, start[:, None] + offset, -1)
@@ -139,6 +156,17 @@ def admit(
     return _enter(state, entering, logprobs, prompts.source, shards)
 
 
+def _copied(kept: Prefix, slots: jax.Array, valid: jax.Array, shards: int) -> Prefix:
+    """Returns the first `valid.shape[1]` tokens of kept slots, as prefixes of their own."""
+    width = valid.shape[1]
+
+    def keys(held):
+        taken = _take(jnp.stack(held) if isinstance(held, tuple) else held, slots, shards, -4)[..., :width, :]
+        return _padded(taken, -2, (0, width - taken.shape[-2]))
+
+    return Prefix(keys(kept.k), keys(kept.v), valid)
+
+
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
     return jnp.isin(tokens, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else jnp.zeros(tokens.shape, bool)
 
@@ -155,22 +183,25 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
 
     def turned(array, axis, fill=0):
         """Columns moved so that the entering rows' last one lies just before the common column."""
-        padding = [(0, 0)] * array.ndim
-        padding[axis] = (grow, 0)
-        return jnp.roll(jnp.pad(array, padding, constant_values=fill), state.cache.column, axis)
+        return jnp.roll(_padded(array, axis, (grow, 0), fill), state.cache.column, axis)
+
+    def rows_of(old, new):
+        return jax.tree.map(lambda o, n: into_row(o, turned(n, -2), -4), old, _like(old, new))
+
+    def slots_of(old, new):
+        return jax.tree.map(lambda o, n: into_slot(o, _padded(n, -2, (0, missing)), -4), old, _like(old, new))
 
     cache = Cache(
-        into_row(state.cache.k, turned(entering.cache.k, 2), axis=1),
-        into_row(state.cache.v, turned(entering.cache.v, 2), axis=1),
-        into_row(state.cache.positions, turned(entering.cache.positions, 1, -1)),
+        rows_of(state.cache.k, entering.cache.k),
+        rows_of(state.cache.v, entering.cache.v),
+        into_row(state.cache.positions, turned(entering.cache.positions, -1, -1), -2),
         state.cache.column,
     )
     missing = state.prefix.valid.shape[1] - entering.prefix.valid.shape[1]
-    widen = ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))
     prefix = Prefix(
-        into_slot(state.prefix.k, jnp.pad(entering.prefix.k, widen), axis=1),
-        into_slot(state.prefix.v, jnp.pad(entering.prefix.v, widen), axis=1),
-        into_slot(state.prefix.valid, jnp.pad(entering.prefix.valid, widen[1:3])),
+        slots_of(state.prefix.k, entering.prefix.k),
+        slots_of(state.prefix.v, entering.prefix.v),
+        into_slot(state.prefix.valid, _padded(entering.prefix.valid, -1, (0, missing)), -2),
     )
     names = ("last", "drawn", "limits", "position", "row_keys", "done")
     rest = {name: into_row(getattr(state, name), getattr(entering, name)) for name in names}
@@ -180,10 +211,22 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
     return entered, Drawn(entered.last[:, None], into_row(zeros, logprobs)[:, None], count, entered.done)
 
 
+def _like(old: Any, new: jax.Array) -> Any:
+    """Keys of all layers as `old` has them: stacked, or a tuple of layers."""
+    return tuple(new) if isinstance(old, tuple) else new
+
+
+def _padded(array: jax.Array, axis: int, width: tuple[int, int], fill: int = 0) -> jax.Array:
+    padding = [(0, 0)] * array.ndim
+    padding[axis] = width
+    return jnp.pad(array, padding, constant_values=fill)
+
+
 class _Replace:
     """Takes entry source[i] of the new array where source[i] >= 0, else keeps entry i of the old one.
 
-    A gather and a select rather than a scatter: both stay within a shard, and the select runs in place.
+    On one shard only the new entries are written. On several a gather and a select stay within each shard, where a
+    scatter might not.
     """
 
     def __init__(self, source: jax.Array, shards: int):
@@ -191,14 +234,46 @@ class _Replace:
         self._shards = shards
 
     def __call__(self, old: jax.Array, new: jax.Array, axis: int = 0) -> jax.Array:
-        split = self._shards
-        index = jnp.maximum(self._source, 0).reshape(split, -1)
-        apart = new.reshape(*new.shape[:axis], split, new.shape[axis] // split, *new.shape[axis + 1 :])
-        taken = jax.vmap(lambda array, at: jnp.take(array, at, axis=axis), in_axes=(axis, 0), out_axes=axis)(
-            apart, index
-        ).reshape(old.shape)
+        axis %= old.ndim
+        if self._shards == 1:
+            count = new.shape[axis]
+            nowhere = jnp.where(self._source >= 0, self._source, count)
+            places = jnp.full(count, old.shape[axis]).at[nowhere].set(jnp.arange(old.shape[axis]), mode="drop")
+            return old.at[(slice(None),) * axis + (places,)].set(new, mode="drop", unique_indices=True)
+        taken = _take(new, jnp.maximum(self._source, 0), self._shards, axis)
         chosen = (self._source >= 0).reshape(-1, *(1,) * (old.ndim - axis - 1))
         return jnp.where(chosen, taken, old)
+
+
+def _take(array: jax.Array, index: jax.Array, shards: int, axis: int) -> jax.Array:
+    """Entries of one axis that is split over `shards` devices; `index` int32 counts within a shard."""
+    axis %= array.ndim
+    split = (*array.shape[:axis], shards, array.shape[axis] // shards, *array.shape[axis + 1 :])
+    take = jax.vmap(lambda own, at: jnp.take(own, at, axis=axis), in_axes=(axis, 0), out_axes=axis)
+    taken = take(array.reshape(split), index.reshape(shards, -1))
+    return taken.reshape(*array.shape[:axis], index.shape[0], *array.shape[axis + 1 :])
+
+
+@functools.partial(jax.jit, static_argnames="shards")
+def compact(state: DecodeState, slots: jax.Array, *, shards: int = 1) -> DecodeState:
+    """Returns the state with the given slots alone, int32[S'] counted within their shard; the others are dropped."""
+    rows_per_slot = state.done.shape[0] // state.prefix.valid.shape[0]
+    rows = (slots[:, None] * rows_per_slot + jnp.arange(rows_per_slot)).reshape(-1)
+
+    def rows_of(array, axis=0):
+        return _take(array, rows, shards, axis)
+
+    def slots_of(array, axis=0):
+        return _take(array, slots, shards, axis)
+
+    cache, prefix = state.cache, state.prefix
+    k, v = jax.tree.map(lambda array: rows_of(array, -4), (cache.k, cache.v))
+    prefix_k, prefix_v = jax.tree.map(lambda array: slots_of(array, -4), (prefix.k, prefix.v))
+    rest = state._replace(cache=None, prefix=None)
+    return jax.tree.map(rows_of, rest)._replace(
+        cache=Cache(k, v, rows_of(cache.positions), cache.column),
+        prefix=Prefix(prefix_k, prefix_v, slots_of(prefix.valid)),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -207,12 +282,11 @@ def widen(cache: Cache, *, width: int) -> Cache:
     grow = width - cache.positions.shape[1]
 
     def unrolled(array, axis, fill=0):
-        padding = [(0, 0)] * array.ndim
-        padding[axis] = (0, grow)
-        return jnp.pad(jnp.roll(array, -cache.column, axis), padding, constant_values=fill)
+        return _padded(jnp.roll(array, -cache.column, axis), axis, (0, grow), fill)
 
+    k, v = jax.tree.map(lambda array: unrolled(array, -2), (cache.k, cache.v))
     column = jnp.int32(cache.positions.shape[1])
-    return Cache(unrolled(cache.k, 2), unrolled(cache.v, 2), unrolled(cache.positions, 1, -1), column)
+    return Cache(k, v, unrolled(cache.positions, -1, -1), column)
 
 
 @functools.partial(
@@ -222,13 +296,18 @@ def decode_chunk(
     params: Params,
     state: DecodeState,
     cancelled: jax.Array,
+    enough: jax.Array,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
     stop_ids: tuple[int, ...],
     steps: int,
 ) -> tuple[DecodeState, Drawn]:
-    """Returns the state after up to `steps` more tokens a row, and these; `cancelled` bool[B] rows stop at once."""
+    """Returns the state after up to `steps` more tokens a row, and these.
+
+    `cancelled` bool[B] rows stop at once. The call ends early when `enough` (int32) rows are done, so that others may
+    take their slots.
+    """
     rows = state.done.shape[0]
     kept = state.prefix  # outside the loop's carry: it is only read
     prefix = kept if kept.valid.shape[1] else None
@@ -236,7 +315,7 @@ def decode_chunk(
 
     def unfinished(carry):
         count, state, _, _ = carry
-        return (count < steps) & jnp.any(~state.done)
+        return (count < steps) & (jnp.sum(state.done) < enough)
 
     def step(carry):
         count, state, tokens, logprobs = carry

@@ -1,8 +1,9 @@
 """The policy as pure functions on a parameter pytree: init, forward, apply.
 
 Flax Linen modules stand behind these functions; layers are scanned, so parameters are stacked on a leading layer
-axis. One forward definition serves training, prefill and decode; they differ only in where keys come from (`prefix`,
-own tokens, `cache`). This file knows nothing of sampling, rewards or text.
+axis, and what differs between layers (window, rotary or not) is scanned beside them. One forward definition serves
+training, prefill and decode; they differ only in where keys come from (`prefix`, own tokens, `cache`). Families differ
+by the fields of `ModelConfig` alone. This file knows nothing of sampling, rewards or text.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from model.attention import KeyValues, attend, segment_mask
+from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
 
@@ -22,46 +24,107 @@ Params = Any
 
 
 class Prefix(NamedTuple):
-    """Keys and values of token prefixes that groups of rows share: k, v [L, N, P, K, D], valid bool[N, P]."""
+    """Keys and values of token prefixes that groups of rows share: k, v [L, N, K, P, D], valid bool[N, P].
 
-    k: jax.Array
-    v: jax.Array
+    With unstacked layers k and v are tuples of L arrays [N, K, P, D].
+    """
+
+    k: Any
+    v: Any
     valid: jax.Array
 
 
 class Cache(NamedTuple):
-    """Keys and values of each row's own tokens: a ring of C columns, k and v [L, B, C, K, D].
+    """Keys and values of each row's own tokens: a ring of C columns, k and v [L, B, K, C, D].
 
     positions int32[B, C]: of the token in a column, -1 where there is none. All rows write the same `column` (int32
     scalar), so that a write is one in-place slice update; attention looks at positions, never at the order of columns.
+    With unstacked layers k and v are tuples of L arrays [B, K, C, D].
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
     positions: jax.Array
     column: jax.Array
+
+
+class _Layer(NamedTuple):
+    """What differs between layers, scanned beside the parameters; None where a model's layers are all alike.
+
+    number int32[L], or None where each layer has a cache of its own; window int32[L], as wide as any text in layers
+    that see everything; rotated bool[L].
+    """
+
+    number: Any
+    window: Any
+    rotated: Any
+
+
+def _layers(config: ModelConfig) -> _Layer:
+    number = np.arange(config.num_layers, dtype=np.int32)
+    window = rotated = None
+    if config.sliding_window is not None:
+        full = np.isin(number, config.full_attention_layers)
+        window = np.where(full, np.iinfo(np.int32).max, config.sliding_window).astype(np.int32)
+    if config.no_rope_layers:
+        rotated = ~np.isin(number, config.no_rope_layers)
+    return _Layer(number, window, rotated)
+
+
+class _Positions(NamedTuple):
+    """int32[B, T] of the queries and int32[B, S] of the own keys."""
+
+    query: jax.Array
+    own: jax.Array
+
+
+class _PerLayer(NamedTuple):
+    """Keys and values layer by layer: tuples of L arrays [B, K, C, D]."""
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+
+
+def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: jax.Array) -> tuple[KeyValues, KeyValues]:
+    """Returns the cache with the new keys at `column`, and this layer's part of it."""
+    pairs = zip(cache, new, strict=True)
+    if layer is None:
+        start = (0, 0, column, 0)
+        own = KeyValues(
+            *(jax.lax.dynamic_update_slice(full, part, start) for full, part in zip(cache, new, strict=True))
+        )
+        return own, own
+    start = (layer, 0, 0, column, 0)
+    pairs = zip(cache, new, strict=True)
+    cache = KeyValues(*(jax.lax.dynamic_update_slice(full, part[None], start) for full, part in pairs))
+    return cache, KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
 
 
 class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rope, own_mask, prefix, prefix_valid, cache, layer, column):
+    def __call__(self, x, rope, positions, own_mask, prefix, prefix_valid, cache, layer: _Layer, column):
         c = self.config
         batch, length, _ = x.shape
-        q = Projection(c, c.num_heads * c.head_dim, name="q")(x).reshape(batch, length, c.num_heads, c.head_dim)
-        k = Projection(c, c.num_kv_heads * c.head_dim, name="k")(x).reshape(batch, length, c.num_kv_heads, c.head_dim)
-        v = Projection(c, c.num_kv_heads * c.head_dim, name="v")(x).reshape(batch, length, c.num_kv_heads, c.head_dim)
+
+        def heads(name: str, count: int) -> jax.Array:
+            flat = Projection(c, count * c.head_dim, bias=c.qkv_bias, name=name)(x)
+            return flat.reshape(batch, length, count, c.head_dim)
+
+        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        if layer.rotated is not None:
+            cos, sin = rope
+            rope = jnp.where(layer.rotated, cos, 1.0), jnp.where(layer.rotated, sin, 0.0)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        own = KeyValues(k, v)
+        window = None if layer.window is None else Window(layer.window, *positions)
+        own = new = KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if cache is not None:
-            start = (layer, 0, column, 0, 0)
-            cache = KeyValues(
-                *(jax.lax.dynamic_update_slice(full, new[None], start) for full, new in zip(cache, own, strict=True))
-            )
-            own = KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
-        out = attend(q, own, own_mask, prefix, prefix_valid).reshape(batch, length, -1)
-        return Projection(c, x.shape[-1], residual_gain(c), name="o")(out), KeyValues(k, v), cache
+            cache, own = _write(cache, new, layer.number, column)
+        out = attend(q, own, own_mask, prefix, prefix_valid, window).reshape(batch, length, -1)
+        return Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(out), new, cache
 
 
 class Block(nn.Module):
@@ -71,10 +134,11 @@ class Block(nn.Module):
     keep_keys: bool
 
     @nn.compact
-    def __call__(self, carry, layer, prefix, rope, own_mask, prefix_valid, column):
+    def __call__(self, carry, layer, prefix, rope, positions, own_mask, prefix_valid, column):
         x, cache = carry
+        normed = RMSNorm(self.config, name="attn_norm")(x)
         attended, keys, cache = Attention(self.config, name="attn")(
-            RMSNorm(self.config, name="attn_norm")(x), rope, own_mask, prefix, prefix_valid, cache, layer, column
+            normed, rope, positions, own_mask, prefix, prefix_valid, cache, layer, column
         )
         x = x + attended
         x = x + SwiGLU(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -82,11 +146,15 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids → final hidden states; the head is applied by `logits` so that callers choose the positions."""
+    """Token ids → final hidden states; the head is applied by `logits` so that callers choose the positions.
+
+    unstacked: parameters, prefix and cache come layer by layer (`unstack`), and layers are not scanned.
+    """
 
     config: ModelConfig
     keep_keys: bool = False
     remat: bool = False
+    unstacked: bool = False
 
     @nn.compact
     def __call__(self, ids, positions, own_mask, prefix: Prefix | None, cache: Cache | None):
@@ -100,23 +168,18 @@ class Llama(nn.Module):
             name="embed",
         )
         x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))  # pyright: ignore[reportPrivateImportUsage]
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=c.num_layers,
-        )(c, self.keep_keys, name="layers")
-        (x, keys), new_keys = layers(
-            (x, None if cache is None else KeyValues(cache.k, cache.v)),
-            jnp.arange(c.num_layers),
-            None if prefix is None else KeyValues(prefix.k, prefix.v),
+        shared = (
             rotary_tables(c, positions),
+            _Positions(positions, positions if cache is None else cache.positions),
             own_mask,
             None if prefix is None else prefix.valid,
             None if cache is None else cache.column,
         )
+        if self.unstacked and cache is not None:
+            x, keys = self._one_by_one(x, prefix, cache, shared)
+            new_keys = None
+        else:
+            (x, keys), new_keys = self._scanned(x, prefix, cache, shared)
         if not c.tie_embeddings:
             # Created here so that `init` makes it; `logits` reads it from the tree.
             self.param(
@@ -126,6 +189,49 @@ class Llama(nn.Module):
                 jnp.dtype(c.param_dtype),
             )
         return RMSNorm(c, name="final_norm")(x), new_keys, keys
+
+    def _scanned(self, x, prefix: Prefix | None, cache: Cache | None, shared):
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=self.config.num_layers,
+        )(self.config, self.keep_keys, name="layers")
+        held = None if cache is None else KeyValues(cache.k, cache.v)
+        return layers(
+            (x, held), _layers(self.config), None if prefix is None else KeyValues(prefix.k, prefix.v), *shared
+        )
+
+    def _one_by_one(self, x, prefix: Prefix | None, cache: Cache, shared):
+        pattern, kept = _layers(self.config), []
+        for number in range(self.config.num_layers):
+            layer = _Layer(None, *(None if each is None else each[number] for each in pattern[1:]))
+            source = None if prefix is None else KeyValues(prefix.k[number], prefix.v[number])
+            held = KeyValues(cache.k[number], cache.v[number])
+            block = Block(self.config, False, name=_layer_name(number))
+            (x, held), _ = block((x, held), layer, source, *shared)
+            kept.append(held)
+        return x, _PerLayer(*zip(*kept, strict=True))
+
+
+def _layer_name(number: int) -> str:
+    return f"layer_{number}"
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def unstack(params: Params, config: ModelConfig) -> Params:
+    """Returns the parameters with an own tree for every layer, for decoding where slicing a stack means copying it."""
+    layers = {
+        _layer_name(n): jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]) for n in range(config.num_layers)
+    }
+    return {**{name: leaf for name, leaf in params.items() if name != "layers"}, **layers}
+
+
+def is_unstacked(params: Params) -> bool:
+    """Returns whether these parameters come from `unstack`."""
+    return "layers" not in params
 
 
 def init(key: jax.Array, config: ModelConfig) -> Params:
@@ -156,10 +262,11 @@ def forward(
     keep_keys: bool = False,
     remat: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Returns final hidden states [B, T, E], and this call's keys [L, B, T, K, D] if `keep_keys`.
+    """Returns final hidden states [B, T, E], and this call's keys [L, B, K, T, D] if `keep_keys`.
 
     ids, positions, segments: int32[B, T]. Attention is causal in array order, over own tokens of the same segment and
-    over the whole valid prefix; segment 0 is padding, anywhere. Differentiable in params and prefix.
+    over the valid prefix; segment 0 is padding, anywhere. A layer with a sliding window sees keys fewer than so many
+    `positions` back, be they own or the prefix's. Differentiable in params and prefix.
     """
     module = Llama(config, keep_keys=keep_keys, remat=remat)
     applied: Any = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
@@ -182,11 +289,12 @@ def extend(
     """
     table = jax.lax.dynamic_update_slice(cache.positions, positions, (jnp.int32(0), cache.column))
     visible = (table >= 0)[:, None, :] & (table[:, None, :] <= positions[:, :, None])
-    applied: Any = Llama(config).apply(
+    module = Llama(config, unstacked=is_unstacked(params))
+    applied: Any = module.apply(
         _module_params(params, config), ids, jnp.maximum(positions, 0), visible, prefix, cache._replace(positions=table)
     )
     hidden, _, keys = applied
-    column = (cache.column + ids.shape[1]) % cache.k.shape[2]
+    column = (cache.column + ids.shape[1]) % cache.positions.shape[1]
     return hidden, Cache(keys.k, keys.v, table, column)
 
 

@@ -30,7 +30,17 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("gate", "kernel"): (None, "fsdp", "tensor"),
     ("up", "kernel"): (None, "fsdp", "tensor"),
     ("down", "kernel"): (None, "tensor", "fsdp"),
+    # A bias is split like the columns that it is added to; what is added to the residual stream is small and whole.
+    ("q", "bias"): (None, "tensor"),
+    ("k", "bias"): (None, "tensor"),
+    ("v", "bias"): (None, "tensor"),
+    ("o", "bias"): (None, None),
+    ("gate", "bias"): (None, "tensor"),
+    ("up", "bias"): (None, "tensor"),
+    ("down", "bias"): (None, None),
     ("attn_norm", "scale"): (None, None),
+    ("q_norm", "scale"): (None, None),
+    ("k_norm", "scale"): (None, None),
     ("mlp_norm", "scale"): (None, None),
     ("final_norm", "scale"): (None,),
 }
@@ -90,9 +100,9 @@ def decode_state_shardings(state: Any, mesh: Mesh) -> Any:
     def sharding(leaf):
         if leaf.ndim == 0:
             return replicated(mesh)
-        if leaf.ndim == 5:  # keys and values: layer, row or slot, column, head, width
-            heads = "tensor" if leaf.shape[3] % mesh.shape["tensor"] == 0 else None
-            return NamedSharding(mesh, PartitionSpec(None, ROWS, None, heads, None))
+        if leaf.ndim >= 4:  # keys and values: (layer,) row or slot, head, column, width
+            heads = "tensor" if leaf.shape[-3] % mesh.shape["tensor"] == 0 else None
+            return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 4), ROWS, heads, None, None))
         return row_sharding(mesh)
 
     return jax.tree.map(sharding, state)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import pytest
 
 from ditto_jax import canaries
-from model.xla_flags import FUSION_FLAG, apply_workarounds, needs_workaround
+from model.xla_flags import FUSION_FLAG, WORKAROUND, apply_workarounds, needs_workaround
 
 
 @pytest.mark.parametrize("canary", canaries.CANARIES, ids=lambda canary: canary.__name__)
@@ -72,7 +72,7 @@ def test_the_workaround_keeps_what_the_user_set(monkeypatch):
     monkeypatch.setattr("model.xla_flags.version", lambda _: "0.10.2")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     apply_workarounds()
-    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_multi_thread_eigen=false {FUSION_FLAG}="
-    monkeypatch.setenv("XLA_FLAGS", f"{FUSION_FLAG}=-reduce")
+    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_multi_thread_eigen=false {WORKAROUND}"
+    monkeypatch.setenv("XLA_FLAGS", f"{FUSION_FLAG}=dot")
     apply_workarounds()
-    assert os.environ["XLA_FLAGS"] == f"{FUSION_FLAG}=-reduce"
+    assert os.environ["XLA_FLAGS"] == f"{FUSION_FLAG}=dot"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -267,9 +268,75 @@ def test_refilled_slots_waste_fewer_row_steps_than_static_batches():
     requests = [request(some_ids(n, 5), n, n, 12 if n % 4 == 0 else 2) for n in range(16)]
     sampler = make_sampler(dataclasses.replace(SHAPES, max_rows=4, chunk=2), NEVER)
     list(sampler.generate(params(), requests, PLAIN))
-    assert sampler.live_row_steps == sum(r.max_new_tokens for r in requests)
+    assert sampler.live_row_steps == sum(r.max_new_tokens - 1 for r in requests)  # the first comes with the prompt
     static = 4 * 12 * 4  # four batches of four rows that each wait for a reply of twelve
     assert sampler.row_steps < 0.75 * static
+
+
+@pytest.mark.parametrize("rows_per_prefix", [(1,), (2,)])
+def test_results_do_not_depend_on_how_far_the_slots_shrink(rows_per_prefix):
+    requests = uneven_requests(12)
+    shapes = dataclasses.replace(SHAPES, chunk=1, rows_per_prefix=rows_per_prefix)
+    samplers = [make_sampler(dataclasses.replace(shapes, shrink=shrink), NEVER) for shrink in (False, True)]
+    found = []
+    for sampler in samplers:
+        results = dict(pair for batch in sampler.generate(params(), requests, PLAIN) for pair in batch)
+        found.append([results[i] for i in range(len(requests))])
+    assert_same(found[1], found[0])
+    assert samplers[1].row_steps < samplers[0].row_steps and samplers[1].live_row_steps == samplers[0].live_row_steps
+
+
+def test_a_copy_of_the_weights_with_every_layer_apart_draws_the_same():
+    stacked, apart = (
+        run(ragged_requests(), dataclasses.replace(SHAPES, unstack_layers=chosen)) for chosen in (False, True)
+    )
+    assert_same(apart, stacked)
+
+
+# Refined prompts continue what the call before has run.
+
+
+def drafts_and_refined() -> tuple[list[SampleRequest], list[SampleRequest]]:
+    """Two groups of three drafts each, and one or two refined prompts that leave x after 8 of its tokens."""
+    xs = [some_ids(400 + group, 11) for group in range(2)]
+    drafts = [request(xs[n // 3], n // 3, 600 + n) for n in range(6)]
+    words = [(0, 4), (0, 6), (1, 5)]
+    refined = [
+        request(np.concatenate([xs[g][:8], some_ids(420 + n, length)]), g, 700 + n)
+        for n, (g, length) in enumerate(words)
+    ]
+    return drafts, refined
+
+
+def refine(sampler, weights=None, release: bool = False, shapes=SHAPES) -> list[Sampled]:
+    drafts, refined = drafts_and_refined()
+    list(sampler.generate(params(), drafts, PLAIN))
+    if release:
+        sampler.release()
+    results = dict(pair for batch in sampler.generate(weights or params(), refined, PLAIN) for pair in batch)
+    return [results[i] for i in range(len(refined))]
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize(("max_rows", "kept_groups"), [(8, 2), (4, 1)])  # a slot keeps its last prefix
+def test_a_refined_prompt_reuses_the_keys_of_the_tokens_that_it_shares_with_its_draft(max_rows, kept_groups, shrink):
+    shapes = dataclasses.replace(SHAPES, max_rows=max_rows, shrink=shrink)
+    sampler = make_sampler(shapes, NEVER)
+    found = refine(sampler)
+    assert sampler.kept_tokens_reused == 8 * kept_groups
+    assert_same(found, run(drafts_and_refined()[1], shapes))
+
+
+def test_keys_are_not_reused_after_release_or_under_other_weights():
+    sampler = make_sampler(stop_ids=NEVER)
+    refine(sampler, release=True)
+    assert sampler.kept_tokens_reused == 0
+    other = jax.tree.map(lambda leaf: 1.01 * leaf, params())
+    changed = refine(sampler, other)
+    assert sampler.kept_tokens_reused == 0
+    fresh = make_sampler(stop_ids=NEVER)
+    results = dict(pair for batch in fresh.generate(other, drafts_and_refined()[1], PLAIN) for pair in batch)
+    assert_same(changed, [results[i] for i in range(3)])
 
 
 LONG = dataclasses.replace(SHAPES, tail=(1, 8), max_new_tokens=150, max_rows=2)

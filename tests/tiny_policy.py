@@ -88,7 +88,7 @@ class LetterChat:
         return [*([] if last_id == END else [END]), *self.open(new)]
 
 
-SHAPES = SamplerShapes(prefix=(16, 32), tail=(8, 32), max_new_tokens=12, max_rows=8, chunk=4)
+SHAPES = SamplerShapes(prefix=(16, 32), tail=(8, 32), max_new_tokens=12, max_rows=8, chunk=4, shrink=False)
 
 
 def make_sampler(shapes: SamplerShapes = SHAPES, stop_ids: Sequence[int] = (END,), decode=decode, mesh=None) -> Sampler:

@@ -237,7 +237,7 @@ def decoder():
         at = positions[:, :WIDTH]
         hidden, keys = llama.forward(p, CONFIG, tail_ids, at, seen.astype(jnp.int32), prefix, keep_keys=True)
         assert keys is not None
-        grow = ((0, 0), (0, 0), (0, NEW), (0, 0), (0, 0))
+        grow = ((0, 0), (0, 0), (0, 0), (0, NEW), (0, 0))
         held = jnp.pad(jnp.where(seen, at, -1), ((0, 0), (0, NEW)), constant_values=-1)
         cache = Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), held, jnp.int32(WIDTH))
         states = [hidden[:, -1]]
