@@ -332,6 +332,7 @@ def test_keys_are_not_reused_after_release_or_under_other_weights():
     refine(sampler, release=True)
     assert sampler.kept_tokens_reused == 0
     other = jax.tree.map(lambda leaf: 1.01 * leaf, params())
+    sampler = make_sampler(stop_ids=NEVER)
     changed = refine(sampler, other)
     assert sampler.kept_tokens_reused == 0
     fresh = make_sampler(stop_ids=NEVER)
