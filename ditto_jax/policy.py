@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from ditto_jax.chat import ChatFormat, make_chat_format
@@ -20,7 +19,6 @@ from ditto_jax.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.errors import UnsupportedModel, WeightsError
 from model.hf_io import load_config, load_params
-from model.partition import parameter_shardings
 
 PACKAGED = Path(__file__).resolve().parent / "policies"
 
@@ -66,9 +64,8 @@ def load_policy(name: str, mesh: Mesh, *, param_dtype: str = "float32", compute_
     folder = find_policy(name)
     try:
         config = load_config(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
-        params = load_params(folder, config)
+        params = load_params(folder, config, mesh=mesh)
     except (UnsupportedModel, WeightsError) as error:
         raise ModelError(f"model_name_or_path={name}: {error}") from error
     tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
-    placed = jax.device_put(params, parameter_shardings(params, mesh))
-    return Policy(folder, config, placed, tokenizer, make_chat_format(tokenizer))
+    return Policy(folder, config, params, tokenizer, make_chat_format(tokenizer))

@@ -2,7 +2,8 @@
 
 B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
 separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys
-of a training row, of a prompt being prefilled and of a decode step all come through `attend`.
+of a training row, of a prompt being prefilled and of a decode step all come through `attend`. Sliding windows are
+measured in positions, wherever a token lies in its array.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ class KeyValues(NamedTuple):
 
     k: jax.Array
     v: jax.Array
+
+
+class Window(NamedTuple):
+    """A sliding window: a query sees keys fewer than `size` positions back, in every source.
+
+    size: int32 scalar; query int32[B, T], own int32[B, S]: positions of the queries and of the rows' own keys. Token p
+    of a prefix has position p.
+    """
+
+    size: jax.Array
+    query: jax.Array
+    own: jax.Array
 
 
 class _Partial(NamedTuple):
@@ -50,24 +63,37 @@ def attend(
     own_mask: jax.Array,
     prefix: KeyValues | None = None,
     prefix_valid: jax.Array | None = None,
+    window: Window | None = None,
 ) -> jax.Array:
     """Returns attention output [B, T, H, D] in q's dtype.
 
     q: [B, T, H, D]. own: the rows' own keys [B, S, K, D] with own_mask bool[B, T, S] (True = visible).
     prefix: shared keys [N, P, K, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P].
+    window: None lets every query see as far as the masks do. A query without any visible key yields finite garbage.
     """
     batch, length, heads, width = q.shape
     kv_heads = own.k.shape[2]
     grouped = (q * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width)
+    if window is not None:
+        own_mask = own_mask & _within(window.query, window.own, window.size)
     part = _over(grouped, own, own_mask[:, None, :, None])
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
         folded = grouped.reshape(groups, -1, *grouped.shape[2:])
-        shared = _over(folded, prefix, prefix_valid[:, None, None, None, :])
+        prefix_mask = prefix_valid[:, None]
+        if window is not None:
+            positions = jnp.arange(prefix.k.shape[1], dtype=jnp.int32)[None]
+            prefix_mask = prefix_mask & _within(window.query.reshape(groups, -1), positions, window.size)
+        shared = _over(folded, prefix, prefix_mask[:, None, :, None])
         shared = _Partial(*(_unfold(x, batch, length) for x in shared))
         part = _merge(part, shared)
     out = part.out / part.total[..., None]
     return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)
+
+
+def _within(query: jax.Array, key: jax.Array, size: jax.Array) -> jax.Array:
+    """bool[rows, queries, keys] of positions int32[rows, queries] and int32[rows or 1, keys]."""
+    return query[:, :, None] - key[:, None, :] < size
 
 
 def _unfold(x: jax.Array, batch: int, length: int) -> jax.Array:

@@ -92,7 +92,7 @@ def prefill(
     cache = Cache(
         jnp.pad(keys.k, grow),
         jnp.pad(keys.v, grow),
-        jnp.pad(offset >= 0, ((0, 0), (0, width - tail))),
+        jnp.pad(jnp.where(offset >= 0, positions, -1), ((0, 0), (0, width - tail)), constant_values=-1),
         jnp.int32(tail),
     )
     state = DecodeState(

@@ -28,15 +28,16 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Bias-free linear map [..., in] → [..., features].
+    """Linear map [..., in] → [..., features], with a bias if asked for.
 
     Initial weights have variance gain² / in, so that narrow policies trained from scratch start with activations of
-    order one.
+    order one; biases start at zero.
     """
 
     config: ModelConfig
     features: int
     gain: float = 1.0
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +47,11 @@ class Projection(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.config.param_dtype),
         )
-        return x @ kernel.astype(x.dtype)
+        y = x @ kernel.astype(x.dtype)
+        if not self.bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.config.param_dtype))
+        return y + bias.astype(x.dtype)
 
 
 def residual_gain(config: ModelConfig) -> float:
@@ -61,11 +66,11 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = self.config.intermediate_size
-        gate = Projection(self.config, width, name="gate")(x)
-        up = Projection(self.config, width, name="up")(x)
+        width, bias = self.config.intermediate_size, self.config.mlp_bias
+        gate = Projection(self.config, width, bias=bias, name="gate")(x)
+        up = Projection(self.config, width, bias=bias, name="up")(x)
         gain = residual_gain(self.config)
-        return Projection(self.config, x.shape[-1], gain, name="down")(nn.silu(gate) * up)
+        return Projection(self.config, x.shape[-1], gain, bias, name="down")(nn.silu(gate) * up)
 
 
 def rotary_frequencies(config: ModelConfig) -> jax.Array:

@@ -1,8 +1,9 @@
 """The policy as pure functions on a parameter pytree: init, forward, apply.
 
 Flax Linen modules stand behind these functions; layers are scanned, so parameters are stacked on a leading layer
-axis. One forward definition serves training, prefill and decode; they differ only in where keys come from (`prefix`,
-own tokens, `cache`). This file knows nothing of sampling, rewards or text.
+axis, and what differs between layers (window, rotary or not) is scanned beside them. One forward definition serves
+training, prefill and decode; they differ only in where keys come from (`prefix`, own tokens, `cache`). Families differ
+by the fields of `ModelConfig` alone. This file knows nothing of sampling, rewards or text.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from model.attention import KeyValues, attend, segment_mask
+from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
 
@@ -30,37 +32,75 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each row's own tokens: k, v [L, B, C, K, D], valid bool[B, C].
+    """Keys and values of each row's own tokens: k, v [L, B, C, K, D], positions int32[B, C], -1 where there is none.
 
     All rows write the same `column` (int32 scalar), so that a write is one in-place slice update.
     """
 
     k: jax.Array
     v: jax.Array
-    valid: jax.Array
+    positions: jax.Array
     column: jax.Array
+
+
+class _Layer(NamedTuple):
+    """What differs between layers, scanned beside the parameters; None where a model's layers are all alike.
+
+    number int32[L]; window int32[L], as wide as any text in layers that see everything; rotated bool[L].
+    """
+
+    number: Any
+    window: Any
+    rotated: Any
+
+
+def _layers(config: ModelConfig) -> _Layer:
+    number = np.arange(config.num_layers, dtype=np.int32)
+    window = rotated = None
+    if config.sliding_window is not None:
+        full = np.isin(number, config.full_attention_layers)
+        window = np.where(full, np.iinfo(np.int32).max, config.sliding_window).astype(np.int32)
+    if config.no_rope_layers:
+        rotated = ~np.isin(number, config.no_rope_layers)
+    return _Layer(number, window, rotated)
+
+
+class _Positions(NamedTuple):
+    """int32[B, T] of the queries and int32[B, S] of the own keys."""
+
+    query: jax.Array
+    own: jax.Array
 
 
 class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rope, own_mask, prefix, prefix_valid, cache, layer, column):
+    def __call__(self, x, rope, positions, own_mask, prefix, prefix_valid, cache, layer: _Layer, column):
         c = self.config
         batch, length, _ = x.shape
-        q = Projection(c, c.num_heads * c.head_dim, name="q")(x).reshape(batch, length, c.num_heads, c.head_dim)
-        k = Projection(c, c.num_kv_heads * c.head_dim, name="k")(x).reshape(batch, length, c.num_kv_heads, c.head_dim)
-        v = Projection(c, c.num_kv_heads * c.head_dim, name="v")(x).reshape(batch, length, c.num_kv_heads, c.head_dim)
+
+        def heads(name: str, count: int) -> jax.Array:
+            flat = Projection(c, count * c.head_dim, bias=c.qkv_bias, name=name)(x)
+            return flat.reshape(batch, length, count, c.head_dim)
+
+        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        if layer.rotated is not None:
+            cos, sin = rope
+            rope = jnp.where(layer.rotated, cos, 1.0), jnp.where(layer.rotated, sin, 0.0)
         q, k = rotate(q, *rope), rotate(k, *rope)
+        window = None if layer.window is None else Window(layer.window, *positions)
         own = KeyValues(k, v)
         if cache is not None:
-            start = (layer, 0, column, 0, 0)
+            start = (layer.number, 0, column, 0, 0)
             cache = KeyValues(
                 *(jax.lax.dynamic_update_slice(full, new[None], start) for full, new in zip(cache, own, strict=True))
             )
-            own = KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
-        out = attend(q, own, own_mask, prefix, prefix_valid).reshape(batch, length, -1)
-        return Projection(c, x.shape[-1], residual_gain(c), name="o")(out), KeyValues(k, v), cache
+            own = KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer.number, keepdims=False) for full in cache))
+        out = attend(q, own, own_mask, prefix, prefix_valid, window).reshape(batch, length, -1)
+        return Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(out), KeyValues(k, v), cache
 
 
 class Block(nn.Module):
@@ -70,10 +110,11 @@ class Block(nn.Module):
     keep_keys: bool
 
     @nn.compact
-    def __call__(self, carry, layer, prefix, rope, own_mask, prefix_valid, column):
+    def __call__(self, carry, layer, prefix, rope, positions, own_mask, prefix_valid, column):
         x, cache = carry
+        normed = RMSNorm(self.config, name="attn_norm")(x)
         attended, keys, cache = Attention(self.config, name="attn")(
-            RMSNorm(self.config, name="attn_norm")(x), rope, own_mask, prefix, prefix_valid, cache, layer, column
+            normed, rope, positions, own_mask, prefix, prefix_valid, cache, layer, column
         )
         x = x + attended
         x = x + SwiGLU(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x))
@@ -104,14 +145,15 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
         )(c, self.keep_keys, name="layers")
         (x, keys), new_keys = layers(
             (x, None if cache is None else KeyValues(cache.k, cache.v)),
-            jnp.arange(c.num_layers),
+            _layers(c),
             None if prefix is None else KeyValues(prefix.k, prefix.v),
             rotary_tables(c, positions),
+            _Positions(positions, positions if cache is None else cache.positions),
             own_mask,
             None if prefix is None else prefix.valid,
             None if cache is None else cache.column,
@@ -158,7 +200,8 @@ def forward(
     """Returns final hidden states [B, T, E], and this call's keys [L, B, T, K, D] if `keep_keys`.
 
     ids, positions, segments: int32[B, T]. Attention is causal in array order, over own tokens of the same segment and
-    over the whole valid prefix; segment 0 is padding, anywhere. Differentiable in params and prefix.
+    over the valid prefix; segment 0 is padding, anywhere. A layer with a sliding window sees keys fewer than so many
+    `positions` back, be they own or the prefix's. Differentiable in params and prefix.
     """
     module = Llama(config, keep_keys=keep_keys, remat=remat)
     applied: Any = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
@@ -173,12 +216,18 @@ def decode(
 
     ids, positions: int32[B]. Every row of the new column becomes visible to its own row.
     """
-    visible = jax.lax.dynamic_update_slice(cache.valid, jnp.ones((ids.shape[0], 1), bool), (jnp.int32(0), cache.column))
+    at = jax.lax.dynamic_update_slice(cache.positions, positions[:, None], (jnp.int32(0), cache.column))
+    visible = (at >= 0)[:, None, :]
     applied: Any = Llama(config).apply(
-        _module_params(params, config), ids[:, None], positions[:, None], visible[:, None, :], prefix, cache
+        _module_params(params, config),
+        ids[:, None],
+        positions[:, None],
+        visible,
+        prefix,
+        cache._replace(positions=at),
     )
     hidden, _, keys = applied
-    return hidden[:, 0], Cache(keys.k, keys.v, visible, cache.column + 1)
+    return hidden[:, 0], Cache(keys.k, keys.v, at, cache.column + 1)
 
 
 def make_prefix(

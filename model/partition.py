@@ -30,7 +30,17 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("gate", "kernel"): (None, "fsdp", "tensor"),
     ("up", "kernel"): (None, "fsdp", "tensor"),
     ("down", "kernel"): (None, "tensor", "fsdp"),
+    # A bias is split like the columns that it is added to; what is added to the residual stream is small and whole.
+    ("q", "bias"): (None, "tensor"),
+    ("k", "bias"): (None, "tensor"),
+    ("v", "bias"): (None, "tensor"),
+    ("o", "bias"): (None, None),
+    ("gate", "bias"): (None, "tensor"),
+    ("up", "bias"): (None, "tensor"),
+    ("down", "bias"): (None, None),
     ("attn_norm", "scale"): (None, None),
+    ("q_norm", "scale"): (None, None),
+    ("k_norm", "scale"): (None, None),
     ("mlp_norm", "scale"): (None, None),
     ("final_norm", "scale"): (None,),
 }

@@ -18,10 +18,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from model import hf_io
+from model import hf_save
 from model.config import ModelConfig
 from model.errors import UnsupportedModel, WeightsError
-from model.hf_io import INDEX_FILE, WEIGHTS_FILE, load_config, load_params, save_params
+from model.hf_files import INDEX_FILE, WEIGHTS_FILE
+from model.hf_io import load_config, load_params, save_params
 from model.hf_layout import param_shapes
 
 TIED = ModelConfig(
@@ -112,7 +113,7 @@ def test_a_writer_that_corrupts_transposes_is_noticed(tmp_path, monkeypatch):
     def raw_buffer_writer(tensors, file, metadata):
         save_file({k: np.ascontiguousarray(v.T).reshape(v.shape) for k, v in tensors.items()}, file, metadata=metadata)
 
-    monkeypatch.setattr(hf_io, "save_file", raw_buffer_writer)
+    monkeypatch.setattr(hf_save, "save_file", raw_buffer_writer)
     with pytest.raises(WeightsError, match="reading back"):
         save_params(tmp_path / "export", UNTIED, random_params(UNTIED))
     assert list(tmp_path.iterdir()) == []
@@ -220,8 +221,8 @@ def test_a_broken_config_is_named(saved):
     (saved / "config.json").write_text('{"model_type": "llama", ')
     with pytest.raises(WeightsError, match=r"config\.json: expected JSON"):
         load_config(saved)
-    (saved / "config.json").write_text(json.dumps({**UNTIED.to_hf(), "model_type": "qwen2"}))
-    with pytest.raises(UnsupportedModel, match="qwen2"):
+    (saved / "config.json").write_text(json.dumps({**UNTIED.to_hf(), "model_type": "gemma3"}))
+    with pytest.raises(UnsupportedModel, match="gemma3"):
         load_config(saved)
 
 

@@ -238,7 +238,8 @@ def decoder():
         hidden, keys = llama.forward(p, CONFIG, tail_ids, at, seen.astype(jnp.int32), prefix, keep_keys=True)
         assert keys is not None
         grow = ((0, 0), (0, 0), (0, NEW), (0, 0), (0, 0))
-        cache = Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), jnp.pad(seen, ((0, 0), (0, NEW))), jnp.int32(WIDTH))
+        cached = jnp.pad(jnp.where(seen, at, -1), ((0, 0), (0, NEW)), constant_values=-1)
+        cache = Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), cached, jnp.int32(WIDTH))
         states = [hidden[:, -1]]
         for t in range(NEW - 1):
             cache = cache._replace(column=columns[t])

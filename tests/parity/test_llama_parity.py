@@ -24,9 +24,10 @@ torch = pytest.importorskip("torch", reason="install the parity extra: pip insta
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from model import llama  # noqa: E402
-from model.config import Llama3RopeScaling, ModelConfig  # noqa: E402
+from model.config import ModelConfig  # noqa: E402
 from model.hf_io import load_config, load_params, save_params  # noqa: E402
 from model.hf_layout import tensor_plan  # noqa: E402
+from model.rope import Llama3RopeScaling  # noqa: E402
 
 LENGTH = 320
 LOGIT_TOLERANCE = 1e-4
@@ -271,8 +272,9 @@ def cached_logits(params, config: ModelConfig, ids, shift: int, forget: int):
     room = LENGTH - SHARED - OWN
     grow = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
     columns = jnp.arange(OWN + room)
-    valid = jnp.broadcast_to((columns >= forget) & (columns < OWN), (ids.shape[0], OWN + room))
-    cache = llama.Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), valid, jnp.int32(OWN))
+    cached = jnp.where((columns >= forget) & (columns < OWN), SHARED + columns, -1)
+    cached = jnp.broadcast_to(cached, (ids.shape[0], OWN + room))
+    cache = llama.Cache(jnp.pad(keys.k, grow), jnp.pad(keys.v, grow), cached, jnp.int32(OWN))
 
     def step(cache, token_and_position):
         token, position = token_and_position
