@@ -1,7 +1,8 @@
 """Does verbal feedback help, at equal steps, samples and seconds, and is it what the words say?
 
-Trains the quick start's policy under five arms and several seeds, each from its own warm start, with an evaluation
-every few steps on stories of held-out words that no setting was chosen on. Every run is an ordinary `train` run in
+Trains the quick start's policy under five arms and several seeds, from several warm starts (seed s from warm start s
+modulo their number), with an evaluation every few steps on stories of held-out words that no setting was chosen on.
+Every run is an ordinary `train` run in
 its own directory; finished runs are skipped, so the benchmark can be interrupted and continued. Writes results.json,
 a table and a picture, whichever way they turn out.
 
@@ -243,7 +244,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("learning_runs"))
     parser.add_argument("--policies", type=Path, default=None, help="folder of warm starts; default: OUTPUT/policies")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--warm_starts", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
@@ -260,7 +262,7 @@ def main() -> None:
         return
     if not options.report_only:
         for seed in range(options.seeds):
-            policy = str(warm_start(policies, seed).resolve())
+            policy = str(warm_start(policies, seed % options.warm_starts).resolve())
             for arm in options.arms:
                 run_arm(options.output, arm, seed, policy, options.steps, options.every)
     curves: dict[str, dict[int, list[Point]]] = {}
@@ -274,6 +276,7 @@ def main() -> None:
         "config": "configs/quickstart.yaml",
         "steps": options.steps,
         "seeds": {arm: sorted(by_seed) for arm, by_seed in curves.items()},
+        "warm_starts": options.warm_starts,
         "evaluation_seed": EVALUATION_SEED,
     }
     (options.output / "results.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -90,12 +90,9 @@ def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: ja
     pairs = zip(cache, new, strict=True)
     if layer is None:
         start = (0, 0, column, 0)
-        own = KeyValues(
-            *(jax.lax.dynamic_update_slice(full, part, start) for full, part in zip(cache, new, strict=True))
-        )
+        own = KeyValues(*(jax.lax.dynamic_update_slice(full, part, start) for full, part in pairs))
         return own, own
     start = (layer, 0, 0, column, 0)
-    pairs = zip(cache, new, strict=True)
     cache = KeyValues(*(jax.lax.dynamic_update_slice(full, part[None], start) for full, part in pairs))
     return cache, KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
 
