@@ -62,9 +62,9 @@ def test_attention_over_two_sources_is_that_over_one_row_by_hand(window, prefix)
     own = slice(prefix, None)
     positions = np.broadcast_to(np.arange(prefix, length), (rows, length - prefix))
     mask = segment_mask(jnp.ones(positions.shape, jnp.int32))
-    sources: dict[str, Any] = {"own": KeyValues(k[:, own, None], v[:, own, None]), "own_mask": mask}
+    sources: dict[str, Any] = {"own": KeyValues(k[:, None, own], v[:, None, own]), "own_mask": mask}
     if prefix:  # one prefix for both rows, with two columns of padding
-        padded = np.pad(shared, ((0, 0), (0, 2), (0, 0)), constant_values=9.0)[:, None, :, None]
+        padded = np.pad(shared, ((0, 0), (0, 2), (0, 0)), constant_values=9.0)[:, None, None]
         sources |= {"prefix": KeyValues(*padded), "prefix_valid": jnp.arange(prefix + 2)[None] < prefix}
     found = attend(q[:, own, None], **sources, window=Window(jnp.int32(window), positions, positions))
     np.testing.assert_allclose(found[:, :, 0], expected, atol=1e-5)
