@@ -1,4 +1,4 @@
-"""Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, and a plain projection.
+"""Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, and a linear projection.
 
 Norm statistics are computed in float32 whatever the compute dtype. Parameters keep the dtype they were created with
 and are cast to the compute dtype at use. Nothing here knows about caches or masks.

@@ -38,6 +38,14 @@ from tests.parity.comparison import (
     reload,
     their_logits,
 )
+from tests.tiny_policy import quick_compilation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    with quick_compilation():
+        yield
+
 
 SIZES = ModelConfig(
     vocab_size=120,
