@@ -54,7 +54,8 @@ class SamplerShapes:
 
     max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
     share one prefix (samples of one prompt). chunk: decode steps between two looks of the host.
-    max_prefill_tokens: prefix tokens prefilled together; fewer prompts at a time when they are long.
+    max_prefill_tokens: prefix tokens prefilled together; fewer prompts at a time when they are long. merge_adapters:
+    sample from a copy of the base into which the adapters were added, made once a step.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -64,6 +65,7 @@ class SamplerShapes:
     rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
     chunk: int = 16
     max_prefill_tokens: int = 16384
+    merge_adapters: bool = False
 
     def __post_init__(self):
         for name in ("prefix", "tail", "rows_per_prefix"):
