@@ -14,6 +14,7 @@ from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.objective import ObjectiveConfig, make_objective
 from ditto_jax.slots import SamplerShapes
 from ditto_jax.state import OptimizerConfig
+from model.lora import LoraConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -106,6 +107,7 @@ class TrainConfig:
 
     A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a
     prompt that needs more takes several groups. micro_batch: groups computed at once, the measure of memory.
+    gradient_dtype: of the gradients summed over micro-batches.
     """
 
     max_steps: int = 120
@@ -116,6 +118,7 @@ class TrainConfig:
     suffix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
     remat: bool = False
     logprob_chunk: int = 4096
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         for name in ("max_steps", "updates_per_step", "micro_batch", "lanes", "logprob_chunk"):
@@ -144,11 +147,20 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A training or evaluation run. See configs/ for presets; every field can be set by `--field` or `--part.field`."""
+    """A training or evaluation run. See configs/ for presets; every field can be set by `--field` or `--part.field`.
+
+    dtype: of activations and matrix products. param_dtype: of the stored parameters. quantization: store the matrices
+    of a frozen base in 8 bits, those of the layers (int8) or all (int8_all). lora: train adapters and leave the base
+    as it is; without it, or with rank 0, all parameters are trained. adapter_name_or_path: PEFT folder with adapters to
+    begin with, or to evaluate.
+    """
 
     model_name_or_path: str = ""
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
+    quantization: Literal["none", "int8", "int8_all"] = "none"
+    lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(rank=0))
+    adapter_name_or_path: str = ""
     output_dir: str = "runs"
     run_name: str = "run"
     seed: int = 0
@@ -188,6 +200,11 @@ class RunConfig:
         if self.overwrite and self.resume == "must":
             raise ConfigError(
                 "overwrite with resume=must: one deletes the run that the other continues; drop one of them"
+            )
+        if self.sampler.merge_adapters and self.quantization != "none":
+            raise ConfigError(
+                f"sampler.merge_adapters with quantization={self.quantization}: the merged copy would be a "
+                "full-precision model beside the small one; set sampler.merge_adapters to false"
             )
         if "/" in self.run_name or self.run_name in ("", ".", ".."):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")

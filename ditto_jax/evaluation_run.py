@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
-from ditto_jax.config_io import read_yaml
-from ditto_jax.errors import ConfigError, DittoError, GateFailed, MissingInputError, RunDirectoryError
+from ditto_jax.errors import ConfigError, DittoError, GateFailed, RunDirectoryError
 from ditto_jax.evaluate import evaluate_task, read_evaluations, write_evaluation
 from ditto_jax.progress import TrainProgress
 from ditto_jax.prompts import LoadedTask
 from ditto_jax.report import write_report
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.setup import Parts, assemble
-from ditto_jax.strict import build
+from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 
 
 async def evaluate_tasks(
@@ -65,10 +62,14 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
         raise ConfigError(f"fail_under={fail_under}: must be a finite score, for example 0.3")
     folder = Path(config.output_dir) / config.run_name
     _check_folder(folder, config)
-    trained = _training_run(config.model_name_or_path)
-    base = config.model_name_or_path if trained is None else trained.model_name_or_path
-    parts = assemble(dataclasses.replace(config, model_name_or_path=base))
-    params, step = _weights(config, parts, trained)
+    trained = training_run(config.model_name_or_path)
+    resolved = config if trained is None else on_base_of(trained, config)
+    parts = assemble(resolved)
+    weights = Weights(resolved, parts.policy, parts.mesh)
+    found, step = weights.initial(), 0
+    if trained is not None:
+        found, step = trained_params(config.model_name_or_path, weights, trained)
+    params = weights.for_sampling(found)
     with TrainProgress() as progress, asyncio.Runner() as runner:
         for label in parts.skipped:
             progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
@@ -98,30 +99,6 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
             f"--run_name {config.run_name}-eval"
         )
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
-
-
-def _training_run(name: str) -> RunConfig | None:
-    """Returns the config of the training run at `name`, None if that is no run directory."""
-    folder = Path(name).expanduser()
-    saved = folder / "config.yaml"
-    if not name or not saved.is_file() or (folder / "config.json").exists():
-        return None
-    return build(RunConfig, read_yaml(saved), where=str(saved))
-
-
-def _weights(config: RunConfig, parts: Parts, trained: RunConfig | None) -> tuple[Any, int]:
-    """Returns (parameters on the mesh, training step): those of the model folder, or of the run's newest checkpoint."""
-    params = parts.policy.params
-    if trained is None:
-        return params, 0
-    run = RunDirectory(Path(config.model_name_or_path).expanduser())
-    with contextlib.closing(Checkpoints(run.checkpoints, trained.save_total_limit)) as saved:
-        if saved.latest_step() is None:
-            raise MissingInputError(
-                f"model_name_or_path={config.model_name_or_path}: the run has no checkpoint yet; continue it, or name "
-                f"model it started from, {trained.model_name_or_path}"
-            )
-        return saved.restore_params(params)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from ditto_jax.state import TrainState, make_optimizer, make_state
 from ditto_jax.train_step import UpdateConfig, finish_gap, make_score, make_update
 from ditto_jax.types import Rollout
 from ditto_jax.views import View, views_of
+from ditto_jax.weights import Weights, require_trainable
 from model.partition import parameter_shardings, row_sharding
 from model.sampling import SamplingParams
 
@@ -63,7 +64,8 @@ class Trainer:
         self.ledger: dict[str, float] = {}  # the judge's counts and costs, summed over the steps of the run
         train = config.train
         self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
-        self.state = make_state(parts.policy.params, self.optimizer, parts.mesh)
+        self.weights = Weights(config, parts.policy, parts.mesh)
+        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh)
         update = UpdateConfig(
             model=parts.policy.config,
             objective=self.objective,
@@ -71,9 +73,12 @@ class Trainer:
             anchor_is_current=train.updates_per_step == 1,
             remat=train.remat,
             logprob_chunk=train.logprob_chunk,
+            lora=self.weights.lora,
+            gradient_dtype=train.gradient_dtype,
         )
-        self._update = make_update(update, self.optimizer, parts.mesh, self.state)
-        self._score = make_score(update, parts.mesh, parameter_shardings(self.state.params, parts.mesh))
+        self._update = make_update(update, self.optimizer, parts.mesh, self.state, self.weights.base)
+        whole = self.weights.whole(self.state.params)
+        self._score = make_score(update, parts.mesh, parameter_shardings(whole, parts.mesh))
         self.shapes = _batch_shapes(config, parts)
 
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -82,7 +87,7 @@ class Trainer:
         prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
         settings = SamplingParams(temperature=config.rollout.temperature)
         room = room_of(self.parts.engine, config.train)
-        sampling = Sampling(self.parts.engine, self.state.params, settings, config.seed, number, room)
+        sampling = Sampling(self.parts.engine, self.sampling_params(), settings, config.seed, number, room)
         counted = judge.counters()
         with watch.phase("draft"):
             gate = config.rollout.feedback_below if self.objective.refine else None
@@ -128,7 +133,8 @@ class Trainer:
         placed = [jax.device_put(batch, row_sharding(mesh, leading=1)) for batch in batches]
         if len(placed) > 1:
             with watch.phase("score"):
-                placed = [b._replace(anchor=self._score(self.state.params, b)) for b in placed]
+                whole = self.weights.whole(self.state.params)
+                placed = [b._replace(anchor=self._score(whole, b)) for b in placed]
                 jax.block_until_ready(placed)
         metrics: dict[str, float] = {}
         with watch.phase("update"):
@@ -138,6 +144,10 @@ class Trainer:
                 # Of several updates the last is reported: its ratios have moved furthest from the anchor.
                 metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
         return metrics
+
+    def sampling_params(self) -> Any:
+        """Returns the parameter value that sampling and evaluation read, for the present state."""
+        return self.weights.for_sampling(self.state.params)
 
     def meta(self) -> dict[str, Any]:
         """Host state that a checkpoint carries beside the arrays."""
@@ -215,6 +225,7 @@ def train(config: RunConfig, command: list[str]) -> Path:
     """
     folder = Path(config.output_dir) / config.run_name
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
+    require_trainable(config)
     stream, absent = training_stream(config)
     parts = assemble(config)
     require_training_room(config, parts, stream)
@@ -280,7 +291,7 @@ def _evaluate_if_due(trainer: Trainer, run: RunDirectory, progress: TrainProgres
     if step in (0, config.train.max_steps) or (every and step % every == 0):
         done = {record["label"] for record in read_evaluations(run) if record["step"] == step}
         tasks = [task for task in parts.evaluation if task.label not in done]
-        runner.run(evaluate_tasks(tasks, parts, trainer.state.params, config, run, step, progress))
+        runner.run(evaluate_tasks(tasks, parts, trainer.sampling_params(), config, run, step, progress))
 
 
 __all__ = ["Trainer", "train"]

@@ -57,15 +57,22 @@ def find_policy(name: str) -> Path:
     )
 
 
-def load_policy(name: str, mesh: Mesh, *, param_dtype: str = "float32", compute_dtype: str = "float32") -> Policy:
-    """Returns the policy of a folder, its weights placed on `mesh`.
+def load_policy(
+    name: str,
+    mesh: Mesh,
+    *,
+    param_dtype: str = "float32",
+    compute_dtype: str = "float32",
+    quantization: str = "none",
+) -> Policy:
+    """Returns the policy of a folder, its weights placed on `mesh`; `quantization` as in `model.quantization`.
 
     Raises MissingInputError (no folder), ModelError (unsupported, incomplete or damaged).
     """
     folder = find_policy(name)
     try:
         config = load_config(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
-        params = load_params(folder, config, mesh=mesh)
+        params = load_params(folder, config, mesh=mesh, quantization=quantization)
     except (UnsupportedModel, WeightsError) as error:
         raise ModelError(f"model_name_or_path={name}: {error}") from error
     tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)

@@ -76,7 +76,13 @@ def assemble(config: RunConfig) -> Parts:
     evaluation, skipped = load_tasks(config.evaluation.tasks)
     if config.evaluation.tasks and not evaluation:
         raise MissingInputError(f"evaluation.tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
-    policy = load_policy(config.model_name_or_path, mesh, param_dtype=config.param_dtype, compute_dtype=config.dtype)
+    policy = load_policy(
+        config.model_name_or_path,
+        mesh,
+        param_dtype=config.param_dtype,
+        compute_dtype=config.dtype,
+        quantization=config.quantization,
+    )
     judge = make_judge(config.judge)
     content_free = None
     if config.evaluation.with_feedback:

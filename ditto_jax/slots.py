@@ -41,6 +41,7 @@ class SamplerShapes:
     when they are long. shrink: once nothing waits and half of the slots or more are empty, the rest goes on without
     them, for which more programs are compiled. unstack_layers: decode from a copy of the weights that has every layer
     apart, which saves copying them at every step where a stack cannot be sliced in place; None does so on CPU.
+    merge_adapters: sample from a copy of the base into which the adapters were added, made once a step.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -52,6 +53,7 @@ class SamplerShapes:
     max_prefill_tokens: int = 16384
     shrink: bool = True
     unstack_layers: bool | None = None
+    merge_adapters: bool = False
 
     def __post_init__(self):
         for name in ("prefix", "tail", "rows_per_prefix"):

@@ -15,21 +15,27 @@ import optax
 from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
+from model.lora import LoraConfig, combine
 from model.partition import parameter_shardings, replicated
 
 
 class TrainState(NamedTuple):
-    """params: policy parameters; opt_state: optax state; updates: int32 scalar, optimiser updates done so far."""
+    """params: what is trained, all parameters or the adapters; opt_state: optax state; updates: int32 scalar, optimiser
+    updates done so far. A frozen base under adapters is no part of the state: it is neither donated nor saved.
+    """
 
     params: Any
     opt_state: Any
     updates: Any
 
 
+_LARGEST_BFLOAT16_BETA2 = 0.98  # the decay is then several times the rounding of a bfloat16, 2^-9
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with a global-norm clip. `schedule`: constant, linear or cosine (to 0 over the run), after linear
-    warm-up.
+    warm-up. mu_dtype, nu_dtype: how the first and second moments are stored between updates, which compute in float32.
     """
 
     learning_rate: float = 5.0e-6
@@ -40,6 +46,8 @@ class OptimizerConfig:
     eps: float = 1.0e-8
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    mu_dtype: str = "float32"
+    nu_dtype: str = "float32"
 
     def __post_init__(self):
         if self.learning_rate <= 0:
@@ -48,6 +56,14 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.schedule={self.schedule!r}: choose constant, linear or cosine")
         if self.max_grad_norm <= 0:
             raise ConfigError(f"optimizer.max_grad_norm={self.max_grad_norm}: must be positive, for example 1.0")
+        for name in ("mu_dtype", "nu_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)!r}: choose float32 or bfloat16")
+        if self.nu_dtype == "bfloat16" and self.beta2 > _LARGEST_BFLOAT16_BETA2:
+            raise ConfigError(
+                f"optimizer.nu_dtype=bfloat16 with beta2={self.beta2}: a step of 1 - beta2 is lost in bfloat16's 8 "
+                f"bits, and the moment would stand still; set beta2 to {_LARGEST_BFLOAT16_BETA2} or nu_dtype to float32"
+            )
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_updates: int) -> optax.Schedule:
@@ -68,14 +84,24 @@ def make_optimizer(config: OptimizerConfig, total_updates: int) -> optax.Gradien
     """Returns the gradient transformation of a run with `total_updates` optimiser updates."""
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(
-            learning_rate_schedule(config, total_updates),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        ),
+        _adam(config),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate_schedule(config, total_updates)),
     )
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam whose moments have the configured dtypes whatever that of the parameters is; optax has no nu_dtype."""
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=jnp.dtype(config.mu_dtype))
+
+    def kept(state: Any) -> Any:
+        return state._replace(nu=optax.tree.cast(state.nu, jnp.dtype(config.nu_dtype)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changes, state = adam.update(updates, state._replace(nu=optax.tree.cast(state.nu, jnp.float32)), params)
+        return changes, kept(state)
+
+    return optax.GradientTransformation(lambda params: kept(adam.init(params)), update)
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -96,3 +122,10 @@ def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
     build = jax.jit(lambda p: (optimizer.init(p), jnp.int32(0)), out_shardings=tuple(shardings[1:]))
     opt_state, updates = build(placed)
     return TrainState(placed, opt_state, updates)
+
+
+def whole_params(trained: Any, base: Any | None, lora: LoraConfig | None) -> Any:
+    """Returns the parameter value that the policy's functions take: `trained` itself, or the base with adapters on
+    it.
+    """
+    return trained if lora is None else combine(base, trained, lora)

@@ -2,6 +2,7 @@
 
 views and pools → sharded update. Micro-batches run in a scan; gradients are summed in float32 and divided by
 denominators counted over the whole batch, so the number of micro-batches and devices changes nothing but rounding.
+Under adapters the frozen base is one more argument: not differentiated, not donated, not returned.
 `score` is the pass that fills the anchors: log-probs under each row's own training context with the weights before
 the first update. No I/O, no host code.
 """
@@ -20,11 +21,12 @@ from jax.sharding import Mesh
 from ditto_jax.batch import TrainBatch
 from ditto_jax.loss import LossRows, Sums, add_metrics, denominators, objective_loss, zero_metrics
 from ditto_jax.objective import Objective
-from ditto_jax.state import TrainState, state_shardings
+from ditto_jax.state import TrainState, state_shardings, whole_params
 from ditto_jax.types import ViewRole
 from model.config import ModelConfig
 from model.logprobs import grouped_logprobs
-from model.partition import ACTIVATION_RULES, replicated, row_sharding
+from model.lora import LoraConfig
+from model.partition import ACTIVATION_RULES, parameter_shardings, replicated, row_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class UpdateConfig:
 
     temperature: of sampling; log-probs are taken at it everywhere. anchor_is_current: True when an iteration makes
     one update, for then the weights before it are the current ones and the scoring pass would repeat the forward pass
-    bit for bit.
+    bit for bit. lora: set if the state's parameters are adapters. gradient_dtype: of the sum over micro-batches.
     """
 
     model: ModelConfig
@@ -42,6 +44,8 @@ class UpdateConfig:
     anchor_is_current: bool = True
     remat: bool = False
     logprob_chunk: int = 4096
+    lora: LoraConfig | None = None
+    gradient_dtype: str = "float32"
 
 
 def _rows(array: jax.Array, per_row: int) -> jax.Array:
@@ -49,9 +53,10 @@ def _rows(array: jax.Array, per_row: int) -> jax.Array:
     return array.reshape(-1, *array.shape[array.ndim - per_row :]) if per_row else array.reshape(-1)
 
 
-def _loss(params: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
+def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
+    """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
     lp = grouped_logprobs(
-        params,
+        whole_params(trained, base, config.lora),
         config.model,
         micro.grouped,
         temperature=config.temperature,
@@ -70,7 +75,18 @@ def _loss(params: Any, micro: TrainBatch, denominator: jax.Array, config: Update
     )
     loss, sums = objective_loss(lp, rows, config.objective, denominator)
     gap = _sampler_gap(jax.lax.stop_gradient(lp), _rows(micro.behaviour, 1), rows)
-    return loss, (sums, gap)
+    return loss * _loss_scale(denominator, config), (sums, gap)
+
+
+def _loss_scale(denominator: jax.Array, config: UpdateConfig) -> jax.Array | float:
+    """A power of two near the largest denominator where activations are float16, else 1.
+
+    A token's gradient is its weight over thousands of tokens: in float16 most would be zero. Powers of two do not
+    round.
+    """
+    if config.model.compute_dtype != "float16":
+        return 1.0
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.max(denominator))))
 
 
 def _sampler_gap(lp: jax.Array, behaviour: jax.Array, rows: LossRows) -> dict[str, jax.Array]:
@@ -93,47 +109,62 @@ def _add_gap(left: dict[str, jax.Array], right: dict[str, jax.Array]) -> dict[st
     return {k: jnp.maximum(left[k], right[k]) if k.endswith("_max") else left[k] + right[k] for k in left}
 
 
-def make_update(config: UpdateConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState):
+def make_update(
+    config: UpdateConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, base: Any = None
+):
     """Returns the compiled-on-first-use function (state, batch) → (state, sums, gap, gradient norm).
 
-    The state is donated; its shardings in and out are equal, so that the second step does not recompile.
+    The state is donated; its shardings in and out are equal, so that the second step does not recompile. base: the
+    frozen parameters where `state.params` are adapters; every call reads it. Where activations are float16 an update
+    whose gradient is not finite leaves the state as it was.
     """
     shardings = state_shardings(state, optimizer, mesh)
 
-    def update(state: TrainState, batch: TrainBatch):
+    def update(state: TrainState, base: Any, batch: TrainBatch):
         denominator = denominators(
             _rows(batch.loss_mask, 1), _rows(batch.role, 0), _rows(batch.row_valid, 0), config.objective
         )
 
+        scale = _loss_scale(denominator, config)
+
         def add(carry, micro):
             grads, sums, gap = carry
             (_, (more_sums, more_gap)), more = jax.value_and_grad(_loss, has_aux=True)(
-                state.params, micro, denominator, config
+                state.params, base, micro, denominator, config
             )
-            grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, more)
+            grads = jax.tree.map(lambda a, b: a + (b.astype(jnp.float32) / scale).astype(a.dtype), grads, more)
             return grads, add_metrics(sums, more_sums), _add_gap(gap, more_gap)
 
         def accumulate(carry, micro):
             # There are as many micro-batches as the fullest step needs; those of padding alone cost nothing.
             return jax.lax.cond(jnp.any(micro.row_valid), add, lambda carry, _: carry, carry, micro), None
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, config.gradient_dtype), state.params)
         zeros = jax.lax.with_sharding_constraint(zeros, shardings.params)
         empty_gap = {k: jnp.float32(0) for k in _GAP}
         (grads, sums, gap), _ = jax.lax.scan(accumulate, (zeros, zero_metrics(), empty_gap), batch)
+        grads = optax.tree.cast(grads, jnp.float32)
         norm = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        return TrainState(params, opt_state, state.updates + 1), sums, gap, norm
+        after = TrainState(optax.apply_updates(state.params, changes), opt_state, state.updates + 1)
+        if config.model.compute_dtype == "float16":
+            after = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(norm), new, old), after, state)
+        return after, sums, gap, norm
 
     whole = replicated(mesh)
     jitted = jax.jit(
         update,
-        in_shardings=(shardings, row_sharding(mesh, leading=1)),
+        in_shardings=(shardings, parameter_shardings(base, mesh), row_sharding(mesh, leading=1)),
         out_shardings=(shardings, whole, whole, whole),
         donate_argnums=0,
     )
-    return _on_mesh(jitted, mesh)
+    on_mesh = _on_mesh(jitted, mesh)
+
+    def call(state: TrainState, batch: TrainBatch):
+        return on_mesh(state, base, batch)
+
+    call.lower = lambda state, batch: _on_mesh(jitted.lower, mesh)(state, base, batch)
+    return call
 
 
 _GAP = (
@@ -171,12 +202,13 @@ def make_score(config: UpdateConfig, mesh: Mesh, params_shardings: Any):
     return _on_mesh(jax.jit(score, in_shardings=(params_shardings, rows), out_shardings=rows), mesh)
 
 
-def make_gradient(config: UpdateConfig, mesh: Mesh):
-    """Returns the function (params, micro-batch, denominators) → (loss, gradients): what tests compare on meshes."""
+def make_gradient(config: UpdateConfig, mesh: Mesh, base: Any = None):
+    """Returns the function (trained parameters, micro-batch, denominators) → (loss, gradients): what tests compare."""
 
-    def gradient(params, micro, denominator):
-        (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(params, micro, denominator, config)
-        return loss, grads
+    def gradient(trained, micro, denominator):
+        (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(trained, base, micro, denominator, config)
+        scale = _loss_scale(denominator, config)
+        return loss / scale, jax.tree.map(lambda g: g / scale, grads)
 
     return _on_mesh(jax.jit(gradient), mesh)
 
@@ -186,7 +218,6 @@ def _on_mesh(function, mesh: Mesh):
         with jax.set_mesh(mesh), logical_axis_rules(ACTIVATION_RULES):
             return function(*args)
 
-    call.jitted = function
     return call
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class SampleConfig:
     """What to sample. Without chat and no_chat, policies whose tokenizer knows turns are spoken to in turns."""
 
-    model_name_or_path: str = ""  # folder in Hugging Face layout, or the name of a packaged policy
+    model_name_or_path: str = ""  # folder in Hugging Face layout, name of a packaged policy, or directory of a run
     prompt: str = ""
     prompt_file: str | None = None  # read the prompt from a file instead; - is standard input
     system: str | None = None  # system message, for policies that know turns
@@ -87,6 +87,7 @@ def _load(config: SampleConfig) -> Policy:
     from ditto_jax.chat import PlainChat
     from ditto_jax.errors import ConfigError
     from ditto_jax.policy import load_policy
+    from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
     from model.partition import make_mesh
 
     wanted, devices = config.fsdp * config.tensor, jax.devices()
@@ -95,7 +96,18 @@ def _load(config: SampleConfig) -> Policy:
             f"fsdp={config.fsdp} x tensor={config.tensor} needs {wanted} devices, {len(devices)} are present"
         )
     mesh = make_mesh(1, config.fsdp, config.tensor, devices[:wanted])
-    policy = load_policy(config.model_name_or_path, mesh, param_dtype=config.dtype, compute_dtype=config.dtype)
+    run = training_run(config.model_name_or_path)
+    policy = load_policy(
+        config.model_name_or_path if run is None else run.model_name_or_path,
+        mesh,
+        param_dtype=config.dtype,
+        compute_dtype=config.dtype,
+        quantization="none" if run is None else run.quantization,
+    )
+    if run is not None:
+        weights = Weights(on_base_of(run, run), policy, mesh)
+        trained, _ = trained_params(config.model_name_or_path, weights, run)
+        policy = dataclasses.replace(policy, params=weights.for_sampling(trained))
     plain = isinstance(policy.chat_format, PlainChat)
     if plain and (config.chat or config.system is not None):
         raise ConfigError(

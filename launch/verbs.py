@@ -1,4 +1,4 @@
-"""The verbs that run a config: train, eval, sft and report.
+"""The verbs that run a config: train, eval, sft, export and report.
 
 In: the words after the verb and the whole command (for the run's records). Out: an exit code. jax is imported only
 after the allocator is set.
@@ -64,6 +64,19 @@ def sft(args: list[str], command: list[str]) -> int:
         return 0
     environment.use_compile_cache()
     print(f"policy: {run_sft(parsed.config, command)}")
+    return 0
+
+
+def export(args: list[str], command: list[str]) -> int:
+    """Writes what a run has trained for other software; prints its folder."""
+    environment.prepare_allocator()
+    from ditto_jax.export import ExportConfig, export_run
+
+    parsed = parse(ExportConfig, args, "export", "Write the adapters of a run for PEFT, or a whole model (--merged).")
+    if parsed.explanation is not None:
+        print(parsed.explanation)
+        return 0
+    print(f"exported: {export_run(parsed.config)}")
     return 0
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from model.hf_files import (
 )
 from model.hf_layout import HEAD_TENSOR, Slot, param_shapes, tensor_plan
 from model.partition import parameter_shardings
+from model.quantization import LEVELS, encode, quantized_axis
 
 # How much is on its way at a time; every step from the file to the device holds about so many values.
 PIECE_VALUES = 2**21
@@ -60,13 +61,18 @@ def load_config(folder: str | Path, *, param_dtype: str = "float32", compute_dty
 
 
 def load_params(
-    folder: str | Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None
+    folder: str | Path,
+    config: ModelConfig,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    quantization: str = "none",
 ) -> dict[str, Any]:
     """Returns the parameter tree of a model folder in `dtype` (default: `config.param_dtype`).
 
-    With a mesh the leaves are jax arrays, placed by `model.partition.parameter_shardings`; without one they are NumPy
-    arrays. Names, shapes and dtypes of all files are checked before any value is read. Raises WeightsError for whatever
-    is missing, unexpected, damaged or not finite.
+    Matrices that `quantization` names (see `model.quantization`) become int8 codes and scales on their way, in two
+    readings of the file. With a mesh the leaves are jax arrays, placed by `model.partition.parameter_shardings`;
+    without one they are NumPy arrays. Names, shapes and dtypes of all files are checked before any value is read.
+    Raises WeightsError for whatever is missing, unexpected, damaged or not finite.
     """
     folder = Path(folder)
     dtype = check_dtype(dtype or config.param_dtype)
@@ -78,13 +84,14 @@ def load_params(
             leaves[slot.path].parts.append((tensors[name], slot))
         if config.tie_embeddings and HEAD_TENSOR in tensors:
             _check_tied_copy(tensors[HEAD_TENSOR], leaves["embed/embedding"])
+        stored = _quantized(leaves, quantization)
         if mesh is None:
-            return unflatten_dict({path: leaf.on_host() for path, leaf in leaves.items()}, sep="/")
+            return unflatten_dict({path: leaf.on_host() for path, leaf in stored.items()}, sep="/")
         shapes = unflatten_dict(
-            {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in leaves.items()}, sep="/"
+            {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in stored.items()}, sep="/"
         )
         shardings = cast(dict[str, NamedSharding], flatten_dict(parameter_shardings(shapes, mesh), sep="/"))
-        return unflatten_dict({path: leaf.on_mesh(shardings[path]) for path, leaf in leaves.items()}, sep="/")
+        return unflatten_dict({path: leaf.on_mesh(shardings[path]) for path, leaf in stored.items()}, sep="/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +152,61 @@ class _Leaf:
         cut = -1 if self.parts[0][1].transposed else int(self._stacked)
         piece[cut] = math.ceil(local[cut] / min(math.ceil(tensor_values / PIECE_VALUES), local[cut]))
         return tuple(piece)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Codes(_Leaf):
+    """The int8 codes of a leaf, encoded piece by piece; `scale` lacks the reduced `axis`."""
+
+    scale: np.ndarray
+    axis: int
+
+    def block(self, index: tuple[slice, ...]) -> np.ndarray:
+        kept = index[: self.axis] + index[self.axis :][1:]
+        exact = _Leaf(self.shape, "float32", self.parts).block(index)
+        return encode(exact, self.scale[kept], self.axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """The scales of a leaf: small, and known before its codes are."""
+
+    values: np.ndarray
+    dtype: str = "float32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def on_host(self) -> np.ndarray:
+        return self.values
+
+    def on_mesh(self, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(self.shape, sharding, lambda index: self.values[index])
+
+
+def _quantized(leaves: Mapping[str, _Leaf], quantization: str) -> dict[str, _Leaf | _Scale]:
+    """Returns the leaves with codes and scales for those that `quantization` names, the scales already found."""
+    found: dict[str, _Leaf | _Scale] = {}
+    for path, leaf in leaves.items():
+        axis = quantized_axis(path, quantization)
+        if axis is None:
+            found[path] = leaf
+            continue
+        codes = _Codes(leaf.shape, "int8", leaf.parts, _scale_of(leaf, axis), axis)
+        found |= {f"{path}_int8": codes, f"{path}_scale": _Scale(codes.scale)}
+    return found
+
+
+def _scale_of(leaf: _Leaf, axis: int) -> np.ndarray:
+    exact = _Leaf(leaf.shape, "float32", leaf.parts)
+    largest = np.zeros(np.delete(leaf.shape, axis), np.float32)
+    piece = exact.piece_shape(leaf.shape)
+    for start in _starts(leaf.shape, piece):
+        index = tuple(slice(at, at + size) for at, size in zip(start, piece, strict=True))
+        part = largest[index[:axis] + index[axis:][1:]]
+        np.maximum(part, np.abs(exact.block(index)).max(axis), out=part)
+    return largest / np.float32(LEVELS)
 
 
 def _starts(local: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, and a linear projection.
+"""Building blocks of the policy: RMSNorm, rotary embedding with Llama-3 scaling, SwiGLU, projection and embedding.
 
 Norm statistics are computed in float32 whatever the compute dtype. Parameters keep the dtype they were created with
 and are cast to the compute dtype at use. Nothing here knows about caches or masks.
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
+from model.quantization import dequantize, int8_product
 
 
 class RMSNorm(nn.Module):
@@ -31,7 +32,8 @@ class Projection(nn.Module):
     """Linear map [..., in] → [..., features], with a bias if asked for.
 
     Initial weights have variance gain² / in, so that narrow policies trained from scratch start with activations of
-    order one; biases start at zero.
+    order one; biases start at zero. Parameters may hold the kernel as int8 codes (`model.quantization`), and an adapter
+    beside it (`model.lora`).
     """
 
     config: ModelConfig
@@ -41,17 +43,42 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            nn.initializers.normal(self.gain * x.shape[-1] ** -0.5),
-            (x.shape[-1], self.features),
-            jnp.dtype(self.config.param_dtype),
-        )
-        y = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", "kernel_int8"):
+            codes, scale = (self.get_variable("params", f"kernel_{name}") for name in ("int8", "scale"))
+            out = int8_product(x, codes, scale, -2).astype(x.dtype)
+        else:
+            kernel = self.param(
+                "kernel",
+                nn.initializers.normal(self.gain * x.shape[-1] ** -0.5),
+                (x.shape[-1], self.features),
+                jnp.dtype(self.config.param_dtype),
+            )
+            out = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", f"lora_{name}").astype(x.dtype) for name in ("a", "b"))
+            out = out + (x @ a) @ b
         if not self.bias:
-            return y
+            return out
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.config.param_dtype))
-        return y + bias.astype(x.dtype)
+        return out + bias.astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """Token ids int[...] → rows [..., hidden] of the table in the compute dtype; the table may be int8 codes."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        c = self.config
+        if self.has_variable("params", "embedding_int8"):
+            codes, scale = (self.get_variable("params", f"embedding_{name}") for name in ("int8", "scale"))
+            rows = dequantize(jnp.take(codes, ids, axis=0), jnp.take(scale, ids, axis=0), -1)
+        else:
+            init = nn.initializers.normal(c.hidden_size**-0.5)
+            table = self.param("embedding", init, (c.vocab_size, c.hidden_size), jnp.dtype(c.param_dtype))
+            rows = jnp.take(table, ids, axis=0)
+        return rows.astype(jnp.dtype(c.compute_dtype))
 
 
 def residual_gain(config: ModelConfig) -> float:

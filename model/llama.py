@@ -3,7 +3,8 @@
 Flax Linen modules stand behind these functions; layers are scanned, so parameters are stacked on a leading layer
 axis, and what differs between layers (window, rotary or not) is scanned beside them. One forward definition serves
 training, prefill and decode; they differ only in where keys come from (`prefix`, own tokens, `cache`). Families differ
-by the fields of `ModelConfig` alone. This file knows nothing of sampling, rewards or text.
+by the fields of `ModelConfig` alone. Parameters may carry adapters (`model.lora`) and int8 weights
+(`model.quantization`). This file knows nothing of sampling, rewards or text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
-from model.layers import Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
+from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
+from model.quantization import int8_product, is_quantized
 
 Params = Any
 
@@ -156,14 +158,7 @@ class Llama(nn.Module):
     @nn.compact
     def __call__(self, ids, positions, own_mask, prefix: Prefix | None, cache: Cache | None):
         c = self.config
-        embedding = nn.Embed(
-            c.vocab_size,
-            c.hidden_size,
-            param_dtype=jnp.dtype(c.param_dtype),
-            dtype=jnp.dtype(c.compute_dtype),
-            embedding_init=nn.initializers.normal(c.hidden_size**-0.5),
-            name="embed",
-        )
+        embedding = Embedding(c, name="embed")
         x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))  # pyright: ignore[reportPrivateImportUsage]
         shared = (
             rotary_tables(c, positions),
@@ -177,7 +172,7 @@ class Llama(nn.Module):
             new_keys = None
         else:
             (x, keys), new_keys = self._scanned(x, prefix, cache, shared)
-        if not c.tie_embeddings:
+        if not c.tie_embeddings and self.is_initializing():
             # Created here so that `init` makes it; `logits` reads it from the tree.
             self.param(
                 "head_kernel",
@@ -241,11 +236,8 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     return tree
 
 
-def _module_params(params: Params, config: ModelConfig) -> Params:
-    if config.tie_embeddings:
-        return {"params": params}
-    rest = {name: leaf for name, leaf in params.items() if name != "head"}
-    return {"params": {**rest, "head_kernel": params["head"]["kernel"]}}
+def _module_params(params: Params) -> Params:
+    return {"params": {name: leaf for name, leaf in params.items() if name != "head"}}
 
 
 def forward(
@@ -266,7 +258,7 @@ def forward(
     `positions` back, be they own or the prefix's. Differentiable in params and prefix.
     """
     module = Llama(config, keep_keys=keep_keys, remat=remat)
-    applied: Any = module.apply(_module_params(params, config), ids, positions, segment_mask(segments), prefix, None)
+    applied: Any = module.apply(_module_params(params), ids, positions, segment_mask(segments), prefix, None)
     hidden, keys, _ = applied
     return hidden, keys
 
@@ -288,7 +280,7 @@ def extend(
     visible = (table >= 0)[:, None, :] & (table[:, None, :] <= positions[:, :, None])
     module = Llama(config, unstacked=is_unstacked(params))
     applied: Any = module.apply(
-        _module_params(params, config), ids, jnp.maximum(positions, 0), visible, prefix, cache._replace(positions=table)
+        _module_params(params), ids, jnp.maximum(positions, 0), visible, prefix, cache._replace(positions=table)
     )
     hidden, _, keys = applied
     column = (cache.column + ids.shape[1]) % cache.positions.shape[1]
@@ -306,11 +298,12 @@ def make_prefix(
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
-    if config.tie_embeddings:
-        table = params["embed"]["embedding"].astype(hidden.dtype)
-        return jnp.einsum("...e,ve->...v", hidden, table, preferred_element_type=jnp.float32)
-    kernel = params["head"]["kernel"].astype(hidden.dtype)
-    return jnp.einsum("...e,ev->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    name, leaves, axis = ("embedding", params["embed"], -1) if config.tie_embeddings else ("kernel", params["head"], -2)
+    if is_quantized(leaves, name):
+        return int8_product(hidden, leaves[f"{name}_int8"], leaves[f"{name}_scale"], axis)
+    table = leaves[name].astype(hidden.dtype)
+    subscripts = "...e,ve->...v" if config.tie_embeddings else "...e,ev->...v"
+    return jnp.einsum(subscripts, hidden, table, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")

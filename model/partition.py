@@ -46,6 +46,17 @@ PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 }
 
 
+# Adapters are split like the kernel beside them, except that the rank stays whole; scales like the output channels.
+for (_module, _leaf), _axes in list(PARAMETER_AXES.items()):
+    if _leaf in ("kernel", "embedding"):
+        *_layer, _in, _out = _axes
+        PARAMETER_AXES[_module, f"{_leaf}_int8"] = _axes
+        PARAMETER_AXES[_module, f"{_leaf}_scale"] = (*_layer, _in if _leaf == "embedding" else _out)
+    if _leaf == "kernel" and _module != "head":
+        PARAMETER_AXES[_module, "lora_a"] = (*_layer, _in, None)
+        PARAMETER_AXES[_module, "lora_b"] = (*_layer, None, _out)
+
+
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """Returns a mesh over `devices` (default: all); one size may be -1 and takes what is left.
 

@@ -16,23 +16,19 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.batch import TrainBatch
 from ditto_jax.loss import denominators
 from ditto_jax.objective import OBJECTIVES
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state, state_shardings
 from ditto_jax.train_step import UpdateConfig, make_gradient, make_score, make_update
-from ditto_jax.types import ViewRole
-from ditto_jax.views import View
 from model import llama
 from model.partition import make_mesh, parameter_shardings, parameter_spec, row_sharding
 from model.sampling import SamplingParams
+from tests.tiny_batch import ONE, PROMPTS, Sizes, batch_of, mesh_of, place
 from tests.tiny_policy import CONFIG, compiled_programs, make_sampler, params, quick_compilation, request, some_ids
 
-Sizes = tuple[int, int, int]
-ONE: Sizes = (1, 1, 1)
 MESHES: list[Sizes] = [(1, 1, 2), (2, 2, 1), (2, 2, 2)]
 UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
-PROMPTS, ROWS = 8, 3
 # Adam divides small gradients by their own size: with a larger eps rounding stays rounding.
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, eps=1e-3, max_grad_norm=0.5), total_updates=10)
 
@@ -45,52 +41,6 @@ def _compile_quickly():
 
 def name(sizes: Sizes) -> str:
     return "data {} fsdp {} tensor {}".format(*sizes)
-
-
-def mesh_of(sizes: Sizes) -> Mesh:
-    count = int(np.prod(sizes))
-    if len(jax.devices()) < 8:
-        pytest.fail(f"{len(jax.devices())} devices are present: start jax with JAX_NUM_CPU_DEVICES=8")
-    return make_mesh(*sizes, devices=jax.devices()[:count])
-
-
-@functools.cache
-def views() -> list[View]:
-    """A draft and a refined rollout under both contexts for each of eight prompts, of different lengths."""
-    rng = np.random.default_rng(5)
-    found = []
-    for prompt in range(PROMPTS):
-        plain = some_ids(prompt, 5 + prompt % 3)
-        hinted = np.concatenate([plain[:-1], some_ids(40 + prompt, 2), plain[-1:]])
-        replies = [some_ids(80 + 2 * prompt + n, 3 + (prompt + n) % 4) for n in range(2)]
-        for role in ViewRole:
-            reply = replies[role is not ViewRole.DRAFT]
-            found.append(
-                View(
-                    role=role,
-                    prompt=prompt,
-                    rollout=2 * prompt + (role is not ViewRole.DRAFT),
-                    context=hinted if role is ViewRole.REFINED_FB else plain,
-                    response=reply,
-                    loss_mask=rng.random(len(reply)) < 0.8,
-                    behaviour=-rng.random(len(reply)).astype(np.float32),
-                    reward=0.0,
-                    truncated=False,
-                    cross=role is ViewRole.REFINED_PLAIN,
-                )
-            )
-    return found
-
-
-def batch_of(groups: int = PROMPTS) -> TrainBatch:
-    """The same rows in micro-batches of `groups` groups."""
-    weights = np.random.default_rng(6).normal(size=len(views())).astype(np.float32)
-    shapes = batch_shapes(PROMPTS, ROWS, groups, lanes=ROWS, prefix=(8,), suffix=(16,))
-    return pack(views(), list(by_prompt(views()).values()), weights, np.ones(len(views()), bool), shapes)
-
-
-def place(batch: TrainBatch, mesh: Mesh) -> TrainBatch:
-    return jax.device_put(batch, row_sharding(mesh, leading=1))
 
 
 def gradient_on(sizes: Sizes, batch: TrainBatch | None = None, config: UpdateConfig = UPDATE) -> tuple[float, Any]:
