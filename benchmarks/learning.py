@@ -244,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("learning_runs"))
     parser.add_argument("--policies", type=Path, default=None, help="folder of warm starts; default: OUTPUT/policies")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--warm_starts", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=4)

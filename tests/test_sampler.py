@@ -402,11 +402,23 @@ def test_ragged_batches_recompile_nothing_after_warm_up():
     list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
     with compiled_programs() as programs:
         for prefix, tails in ((3, (8, 2, 1)), (16, (5, 5, 5, 7)), (12, (1, 2, 8)), (1, (4, 4, 4))):
+            sampler.release()  # as after every step
             list(sampler.generate(params(), lengths(prefix, tails), PLAIN))
         # A lone long prompt must not widen the prefix that the others share.
+        sampler.release()
         alone = request(some_ids(6, 24), 2, 900)
         list(sampler.generate(params(), [*lengths(9, (1, 6, 3)), alone], PLAIN))
     assert programs == []
+
+
+def test_steps_of_drafts_and_refined_prompts_recompile_nothing_after_the_first():
+    sampler = make_sampler(stop_ids=NEVER)
+    refine(sampler)
+    with compiled_programs() as programs:
+        for _ in range(3):
+            sampler.release()
+            refine(sampler)
+    assert sampler.kept_tokens_reused == 4 * (8 + 8) and programs == []
 
 
 def test_the_compile_count_notices_a_new_bucket():
