@@ -399,7 +399,8 @@ def lengths(prefix: int, tails: tuple[int, ...]) -> list[SampleRequest]:
 
 def test_ragged_batches_recompile_nothing_after_warm_up():
     sampler = make_sampler(stop_ids=NEVER)
-    list(sampler.generate(params(), lengths(9, (1, 6, 3)), PLAIN))
+    # Three groups in two slots: the third is admitted by itself.
+    list(sampler.generate(params(), [*lengths(9, (1, 6, 3)), request(some_ids(7, 5), 2, 901)], PLAIN))
     with compiled_programs() as programs:
         for prefix, tails in ((3, (8, 2, 1)), (16, (5, 5, 5, 7)), (12, (1, 2, 8)), (1, (4, 4, 4))):
             sampler.release()  # as after every step
