@@ -27,6 +27,7 @@ from benchmarks.paired import Peer, Worker, play_rounds
 from benchmarks.workloads import SIZES, Size, Work, equal_work, export, parameters, ragged_work, random_prompts
 
 _GREEDY_TOKENS = 12
+_TUNED = {"Hugging Face", "llama.cpp"}  # peers with several ways of working
 
 
 def peers_of(options: argparse.Namespace, folder: Path, size: Size) -> list[Peer]:
@@ -82,10 +83,10 @@ class Contest:
 
     def tune(self, work: Work) -> None:
         """Lets peers that have several ways of working find their best one on this work."""
-        if "Hugging Face" in self.workers:
-            found = self.workers["Hugging Face"].ask("tune", **work.job())
-            self.chosen["Hugging Face"] = found
-            self.say(f"  Hugging Face: best is {found['best']} of {found['seconds']} (failed: {found['failed']})")
+        for name in self.workers.keys() & _TUNED:
+            found = self.workers[name].ask("tune", **work.job())
+            self.chosen[name] = found
+            self.say(f"  {name}: best is '{found['best']}' of {found['seconds']} (failed: {found['failed']})")
 
     def measure(self, work: Work, rounds: int, names: list[str]) -> dict[str, Any]:
         """Returns tokens per second by peer and round, with ratios; the first, compiling call is told apart."""
