@@ -11,7 +11,6 @@ What the interpreter of TRL needs: benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import statistics
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import compare, machine, table, write_results
-from benchmarks.paired import Answer, Peer, Worker, play_rounds
+from benchmarks.paired import Answer, Peer, Worker, play_rounds, started
 from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import SIZES, export, parameters
 from ditto_jax.tasks.base import Source
@@ -47,7 +46,9 @@ def peers_of(options: argparse.Namespace, folder: Path) -> list[Peer]:
     if options.trl_python:
         for micro in options.trl_micro_batch:
             more = {"micro_batch": micro, "threads": machine()["cores"]}
-            peers.append(Peer(f"TRL, {micro} rows", options.trl_python, "benchmarks.peers.trl_step", {**common, **more}))
+            peers.append(
+                Peer(f"TRL, {micro} rows", options.trl_python, "benchmarks.peers.trl_step", {**common, **more})
+            )
     return peers
 
 
@@ -83,16 +84,10 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     task = WordTask(WordOptions(config.vocab_size, options.prompt))
     texts = [str(example.payload["words"]) for example in task.load(Source(limit=options.examples))]
     (folder / "prompts.json").write_text(json.dumps(texts))
-    logs = options.output / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     work = {"rows": options.prompts * options.group, "prompt_tokens": options.prompt}
     work["new_tokens"] = work["rows"] * options.new
     result: dict[str, Any] = {"parameters": parameters(config), "model": config.to_hf(), "work": work}
-    with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        for peer in peers_of(options, folder):
-            log = logs / f"step-{peer.name.replace(' ', '-')}.log"
-            workers[peer.name] = stack.enter_context(Worker(peer, log))
+    with started(peers_of(options, folder), options.output / "logs", "step") as workers:
         result["versions"] = {name: worker.ask("hello") for name, worker in workers.items()}
         first = {"ours": workers["ours"].ask("run", seed=0)}
         trl = {name: worker for name, worker in workers.items() if name != "ours"}
@@ -113,7 +108,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ours_python", default=sys.executable)
     parser.add_argument("--trl_python", default=sys.executable if has_trl else "", help="has torch, transformers, trl")
-    parser.add_argument("--trl_micro_batch", type=int, nargs="*", default=[64, 16], help="rows computed at once, to try")
+    parser.add_argument(
+        "--trl_micro_batch", type=int, nargs="*", default=[64, 16], help="rows computed at once, to try"
+    )
     parser.add_argument("--size", default="3.9M", choices=list(SIZES))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=8, help="drafts of each prompt")

@@ -8,15 +8,18 @@ the answers in `benchmarks.figures`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,6 +69,12 @@ class Link:
             self.reply(**handlers[message.pop("command")](**message))
 
 
+class Asked(Protocol):
+    """Whatever takes a command and gives the peer's answer."""
+
+    def ask(self, command: str, **arguments: Any) -> Answer: ...
+
+
 class Worker:
     """The driver's side: a running peer."""
 
@@ -98,21 +107,35 @@ class Worker:
         return json.loads(line)
 
     def close(self) -> None:
-        """Closes the conversation, which ends the peer; one that hangs is ended."""
+        """Closes the conversation, which ends the peer; one that is still at work after a moment is ended."""
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.close()
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=5)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
 
-    def __enter__(self) -> Worker:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextlib.contextmanager
+def started(peers: Sequence[Peer], logs: Path, label: str) -> Iterator[dict[str, Worker]]:
+    """Yields name → running peer, each with a log named after `label` and itself; none outlives the block."""
+
+    def leave(*_: object) -> None:
+        sys.exit("terminated")
+
+    logs.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for peer in peers:
+                name = re.sub(r"\W+", "-", f"{label} {peer.name}")
+                workers[peer.name] = stack.enter_context(contextlib.closing(Worker(peer, logs / f"{name}.log")))
+            yield workers
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def rotation(names: Sequence[str], index: int) -> list[str]:
@@ -122,7 +145,7 @@ def rotation(names: Sequence[str], index: int) -> list[str]:
 
 
 def play_rounds(
-    workers: Mapping[str, Worker], job: Mapping[str, Any], count: int, say: Callable[[str], None]
+    workers: Mapping[str, Asked], job: Mapping[str, Any], count: int, say: Callable[[str], None]
 ) -> Iterator[dict[str, Answer]]:
     """Yields `count` rounds of name → answer to the command "run"; every peer runs once a round, nothing beside it."""
     for index in range(count):

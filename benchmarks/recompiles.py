@@ -51,7 +51,7 @@ def compiled_programs() -> Iterator[list[str]]:
     """Yields a list that receives the name of every program that is compiled (or fetched from a compile cache)."""
     names: list[str] = []
 
-    def listen(event: str, duration: float, **facts: Any) -> None:
+    def listen(event: str, duration_secs: float, **facts: Any) -> None:
         if event == _COMPILED:
             names.append(str(facts.get("fun_name", "unnamed")))
 
@@ -80,7 +80,7 @@ class RaggedSteps:
 
     def __init__(self, seed: int = 0):
         self.config = SIZES["tiny"].config
-        self.mesh = make_mesh()
+        self.mesh = make_mesh(devices=jax.devices()[:1])
         self.objective = OBJECTIVES["grpo"]
         optimizer = make_optimizer(OptimizerConfig(), 1000)
         params = jax.jit(init, static_argnums=1)(jax.random.key(seed), self.config)

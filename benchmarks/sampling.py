@@ -12,7 +12,6 @@ A peer without an interpreter is left out. What each interpreter needs: benchmar
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import statistics
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import compare, machine, table, write_results
-from benchmarks.paired import Peer, Worker, play_rounds
+from benchmarks.paired import Answer, Asked, Peer, play_rounds, started
 from benchmarks.workloads import SIZES, Size, Work, equal_work, export, parameters, ragged_work, random_prompts
 
 _GREEDY_TOKENS = 12
@@ -36,17 +35,18 @@ def peers_of(options: argparse.Namespace, folder: Path, size: Size) -> list[Peer
     shapes = json.loads(options.shapes)
     peers = [Peer("ours", options.ours_python, "benchmarks.peers.ours_sampler", {**model, "shapes": shapes})]
     if options.hf_python:
-        module, threads = "benchmarks.peers.hugging_face", machine()["cores"]
-        peers.append(Peer("Hugging Face", options.hf_python, module, {**model, "threads": threads}))
+        module, threads = "benchmarks.peers.hugging_face_sampler", machine()["cores"]
+        more = {"threads": threads, "variants": options.hf_variants}
+        peers.append(Peer("Hugging Face", options.hf_python, module, {**model, **more}))
     if options.tunix_python:
         peers.append(Peer("Tunix", options.tunix_python, "benchmarks.peers.tunix_sampler", model))
     if options.llama_python:
-        module, more = "benchmarks.peers.llama_cpp", {"threads": machine()["cores"], "rows": size.rows}
+        module, more = "benchmarks.peers.llama_cpp_sampler", {"threads": machine()["cores"], "rows": size.rows}
         peers.append(Peer("llama.cpp", options.llama_python, module, {**model, **more}))
     return peers
 
 
-def check_greedy(workers: Mapping[str, Worker], vocab_size: int) -> dict[str, Any]:
+def check_greedy(workers: Mapping[str, Asked], vocab_size: int) -> dict[str, Any]:
     """Returns each peer's share of greedy tokens that equal ours, until its first difference in a row.
 
     Raises SystemExit if a peer's first tokens differ: then it does not compute the same model. Later differences can
@@ -76,7 +76,7 @@ def agreement(reference: list[list[int]], tokens: list[list[int]]) -> float:
 class Contest:
     """The peers of one size, alive, with the settings that were chosen for them."""
 
-    def __init__(self, workers: Mapping[str, Worker], say=print):
+    def __init__(self, workers: Mapping[str, Asked], say=print):
         self.workers = workers
         self.say = say
         self.chosen: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class Contest:
         """Returns tokens per second by peer and round, with ratios; the first, compiling call is told apart."""
         workers = {name: _Tuned(self.workers[name], self.chosen.get(name)) for name in names}
         first = {name: worker.ask("run", seed=99, **work.job()) for name, worker in workers.items()}
-        played = list(play_rounds(workers, work.job(), rounds, self.say))  # pyright: ignore[reportArgumentType]
+        played = list(play_rounds(workers, work.job(), rounds, self.say))
         asked = sum(work.new_tokens)
         short = {name: answer["tokens"] for name, answer in played[0].items() if answer["tokens"] != asked}
         if short:
@@ -108,11 +108,11 @@ class Contest:
 class _Tuned:
     """A worker that is asked to run in the way that was found best."""
 
-    def __init__(self, worker: Worker, found: Mapping[str, Any] | None):
+    def __init__(self, worker: Asked, found: Mapping[str, Any] | None):
         self._worker = worker
         self._more = {} if found is None else {"variant": found["best"]}
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: Any) -> Answer:
         return self._worker.ask(command, **arguments, **self._more)
 
 
@@ -120,14 +120,8 @@ def measure_size(size: Size, options: argparse.Namespace, scratch: Path) -> dict
     """Returns the figures of one size."""
     print(f"{size.name}: {parameters(size.config) / 1e6:.2f} million parameters, {size.rows} rows", flush=True)
     folder = export(scratch / size.name, size.config)
-    output = options.output / "logs"
-    output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"parameters": parameters(size.config), "model": size.config.to_hf()}
-    with contextlib.ExitStack() as stack:
-        workers = {}
-        for peer in peers_of(options, folder, size):
-            log = output / f"{size.name}-{peer.name.replace(' ', '-')}.log"
-            workers[peer.name] = stack.enter_context(Worker(peer, log))
+    with started(peers_of(options, folder, size), options.output / "logs", size.name) as workers:
         result["versions"] = {name: worker.ask("hello") for name, worker in workers.items()}
         result["greedy"] = check_greedy(workers, size.config.vocab_size)
         print(f"  greedy tokens equal to ours: {result['greedy']}", flush=True)
@@ -163,6 +157,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ours_python", default=sys.executable)
     parser.add_argument("--hf_python", default=sys.executable if has_torch else "", help="has torch and transformers")
+    parser.add_argument("--hf_variants", nargs="*", default=[], help="ways of calling `generate` to try; default: all")
     parser.add_argument("--tunix_python", default=sys.executable if has_tunix else "", help="3.12+, has google-tunix")
     parser.add_argument("--llama_python", default="", help="has llama-cpp-python and gguf")
     parser.add_argument("--shapes", default="{}", help="JSON of SamplerShapes fields to set for our sampler")

@@ -4,6 +4,9 @@ float32 on the CPU, one update a batch (num_iterations 1), no reference model (b
 no logging or saving: the least work that its loop does. Needs torch, transformers, accelerate, datasets and trl.
 """
 
+# pyright: reportMissingImports=false
+# This file runs in an interpreter that has the peer; the project's own need not.
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,9 @@ Its Llama reads the same weights. Caches are exactly as long as a batch needs, a
 log-probabilities are off: the most that it can be given. Needs google-tunix, and so Python 3.12 or newer.
 """
 
+# pyright: reportMissingImports=false
+# This file runs in an interpreter that has the peer; the project's own need not.
+
 from __future__ import annotations
 
 import functools

@@ -4,6 +4,9 @@ Weights become a GGUF file here; keys stay float32; tokens are drawn by its own 
 `tune` tries its attention and memory layouts. Needs llama-cpp-python, gguf and safetensors.
 """
 
+# pyright: reportMissingImports=false
+# This file runs in an interpreter that has the peer; the project's own need not.
+
 from __future__ import annotations
 
 import ctypes

@@ -4,6 +4,9 @@
 `run` takes the one it is told. Needs torch and transformers.
 """
 
+# pyright: reportMissingImports=false
+# This file runs in an interpreter that has the peer; the project's own need not.
+
 from __future__ import annotations
 
 from typing import Any
@@ -40,12 +43,18 @@ def main() -> None:
         if cache == "static":
             options["cache_implementation"] = "static"
         if compiled:
-            options["compile_config"] = CompileConfig(mode="default")
-            options["compile_config"]._compile_all_devices = True
+            compilation: Any = CompileConfig(mode="default")
+            compilation._compile_all_devices = True  # else `generate` compiles on accelerators alone
+            options["compile_config"] = compilation
         ids = torch.tensor(prompts)
         with torch.inference_mode():
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, eos_token_id=None, **options
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                pad_token_id=0,
+                eos_token_id=None,
+                **options,
             )
         return out[:, ids.shape[1] :].tolist()
 
@@ -69,7 +78,7 @@ def main() -> None:
 
     def tune(prompts, new_tokens, rows) -> dict[str, Any]:
         seconds, failed = {}, {}
-        for name in VARIANTS:
+        for name in given["variants"] or VARIANTS:
             try:
                 run(prompts, new_tokens, rows, 0, name)
                 seconds[name] = min(run(prompts, new_tokens, rows, i, name)["seconds"] for i in (1, 2))
