@@ -29,6 +29,20 @@ def compare(rounds: Sequence[Mapping[str, float]], ours: str = "ours") -> dict[s
     return {"peers": peers, "ratios": ratios}
 
 
+def circumstances(
+    rounds: Sequence[Mapping[str, Mapping[str, Any]]], first: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns what a reader needs beside the speeds: what the first call took beyond a usual one (compilation), the
+    processor seconds of a call, and the load of the machine in each round.
+    """
+    usual = {name: statistics.median(r[name]["seconds"] for r in rounds) for name in rounds[0]}
+    return {
+        "first_call_extra_s": {name: first[name]["seconds"] - usual[name] for name in usual if name in first},
+        "cpu_s": {name: spread([r[name]["cpu_s"] for r in rounds]) for name in usual},
+        "load": [max(answer["load"] for answer in r.values()) for r in rounds],
+    }
+
+
 def text_of(figure: Mapping[str, Any] | None, digits: int) -> str:
     """Returns "median (low-high)" with a thousands separator; empty where nothing was measured."""
     if figure is None:

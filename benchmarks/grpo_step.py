@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import compare, machine, table, write_results
+from benchmarks.figures import circumstances, compare, machine, table, write_results
 from benchmarks.paired import Answer, Peer, Worker, play_rounds, started
 from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import SIZES, export, parameters
@@ -66,11 +66,9 @@ def figures(rounds: list[dict[str, Answer]], first: Mapping[str, Answer], work: 
     names = list(rounds[0])
     result = {"unit": "steps/s", **compare([{n: 1 / r[n]["seconds"] for n in names} for r in rounds])}
     result["seconds_per_step"] = compare([{n: r[n]["seconds"] for n in names} for r in rounds])["peers"]
-    usual = {name: statistics.median(r[name]["seconds"] for r in rounds) for name in names}
-    result["first_call_extra_s"] = {name: first[name]["seconds"] - usual[name] for name in first}
+    result |= circumstances(rounds, first)
     splits = [r["ours"]["split"] for r in rounds]
     result["ours_split_s"] = {key: statistics.median(split[key] for split in splits) for key in splits[0]}
-    result["load"] = [max(answer["load"] for answer in r.values()) for r in rounds]
     for name, answer in rounds[0].items():
         if answer["tokens"] != work["new_tokens"]:
             raise SystemExit(f"{name} sampled {answer['tokens']} tokens a step and not {work['new_tokens']}")

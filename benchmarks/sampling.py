@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import compare, machine, table, write_results
+from benchmarks.figures import circumstances, compare, machine, table, write_results
 from benchmarks.paired import Answer, Asked, Peer, play_rounds, started
 from benchmarks.workloads import SIZES, Size, Work, equal_work, export, parameters, ragged_work, random_prompts
 
@@ -98,11 +97,7 @@ class Contest:
         if short:
             raise SystemExit(f"peers that drew another number of tokens than the {asked} asked for: {short}")
         rates = [{name: answer["tokens"] / answer["seconds"] for name, answer in r.items()} for r in played]
-        result = {"work": work.facts(), "unit": "tokens/s", **compare(rates)}
-        usual = {name: statistics.median(r[name]["seconds"] for r in played) for name in names}
-        result["first_call_extra_s"] = {name: first[name]["seconds"] - usual[name] for name in names}
-        result["load"] = [max(answer["load"] for answer in r.values()) for r in played]
-        return result
+        return {"work": work.facts(), "unit": "tokens/s", **compare(rates), **circumstances(played, first)}
 
 
 class _Tuned:

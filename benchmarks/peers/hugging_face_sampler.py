@@ -73,8 +73,8 @@ def main() -> None:
                 drawn += sum(min(len(ids), length) for ids, length in zip(out, lengths, strict=True))
             return drawn
 
-        seconds, tokens = timed(work)
-        return {"seconds": seconds, "tokens": tokens}
+        spent, tokens = timed(work)
+        return {**spent, "tokens": tokens}
 
     def tune(prompts, new_tokens, rows) -> dict[str, Any]:
         seconds, failed = {}, {}

@@ -122,10 +122,10 @@ def main() -> None:
 
     def run(prompts, new_tokens, rows, seed, variant) -> dict[str, Any]:
         seeds = iter(range(seed * rows, (seed + 1) * rows))
-        seconds, out = timed(
+        spent, out = timed(
             lambda: generate(prompts, max(new_tokens), variant, lambda: cpp.llama_sampler_init_dist(next(seeds)))
         )
-        return {"seconds": seconds, "tokens": sum(map(len, out))}
+        return {**spent, "tokens": sum(map(len, out))}
 
     def tune(prompts, new_tokens, rows) -> dict[str, Any]:
         work = {"prompts": prompts, "new_tokens": new_tokens, "rows": rows}

@@ -51,8 +51,8 @@ def main() -> None:
         return {"tokens": [drawn[i] for i in range(len(prompts))]}
 
     def run(prompts, new_tokens, rows, seed) -> dict[str, Any]:
-        seconds, drawn = timed(lambda: draw(prompts, new_tokens, rows, seed, 1.0))
-        return {"seconds": seconds, "tokens": sum(map(len, drawn.values()))}
+        spent, drawn = timed(lambda: draw(prompts, new_tokens, rows, seed, 1.0))
+        return {**spent, "tokens": sum(map(len, drawn.values()))}
 
     link.serve({"hello": lambda: versions("jax", "jaxlib"), "greedy": greedy, "run": run})
 

@@ -65,8 +65,8 @@ def main() -> None:
             jax.block_until_ready(trainer.state)
             return metrics
 
-        seconds, metrics = timed(work)
-        return {"seconds": seconds, "tokens": metrics["sampled_tokens"], "split": watch.split()}
+        spent, metrics = timed(work)
+        return {**spent, "tokens": metrics["sampled_tokens"], "split": watch.split()}
 
     link.serve({"hello": lambda: versions("jax", "jaxlib"), "run": run})
 

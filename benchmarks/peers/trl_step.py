@@ -51,18 +51,19 @@ def main() -> None:
     class Rounds(TrainerCallback):
         """Waits for the driver before each step and answers it afterwards."""
 
-        started = 0.0
+        started = cpu = 0.0
 
         def on_step_begin(self, args, state, control, **_):
             while (message := link.receive()) is not None:
                 if message["command"] == "run":
-                    self.started = time.perf_counter()
+                    self.started, self.cpu = time.perf_counter(), time.process_time()
                     return
                 link.reply(**versions("torch", "transformers", "trl"), threads=torch.get_num_threads())
             raise SystemExit  # the driver has closed the conversation: there is nothing left to train for
 
         def on_step_end(self, args, state, control, **_):
-            link.reply(seconds=time.perf_counter() - self.started, tokens=sum(lengths))
+            seconds, cpu_s = time.perf_counter() - self.started, time.process_time() - self.cpu
+            link.reply(seconds=seconds, cpu_s=cpu_s, tokens=sum(lengths))
 
     rows = given["prompts"] * given["group"]
     with tempfile.TemporaryDirectory() as output:

@@ -94,8 +94,8 @@ def main() -> None:
                 drawn += sum(min(len(ids), length) for ids, length in zip(out, lengths, strict=True))
             return drawn
 
-        seconds, tokens = timed(work)
-        return {"seconds": seconds, "tokens": tokens}
+        spent, tokens = timed(work)
+        return {**spent, "tokens": tokens}
 
     found = versions("google-tunix", "jax", "jaxlib", "flax")
     link.serve({"hello": lambda: found, "greedy": greedy, "run": run})

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.figures import compare, machine, spread, table, versions, write_results
+from benchmarks.figures import circumstances, compare, machine, spread, table, versions, write_results
 from benchmarks.paired import Peer, PeerFailed, Worker, play_rounds, rotation, started
 
 ECHO = "tests.benchmarks.echo_peer"
@@ -25,6 +25,15 @@ def test_ratios_are_taken_within_rounds():
     result = compare([{"ours": 10.0, "peer": 5.0}, {"ours": 4.0, "peer": 2.0}, {"ours": 6.0, "peer": 3.0}])
     assert result["ratios"]["peer"] == spread([2.0, 2.0, 2.0])
     assert result["peers"]["ours"] == {"median": 6.0, "low": 4.0, "high": 10.0, "values": [10.0, 4.0, 6.0]}
+
+
+def test_the_first_call_is_reported_apart():
+    rounds = [
+        {"ours": {"seconds": s, "cpu_s": 2 * s, "load": load}} for s, load in ((1.0, 0.5), (3.0, 9.0), (2.0, 1.0))
+    ]
+    facts = circumstances(rounds, {"ours": {"seconds": 12.0}})
+    assert facts["first_call_extra_s"] == {"ours": 10.0}
+    assert facts["cpu_s"]["ours"]["median"] == 4.0 and facts["load"] == [0.5, 9.0, 1.0]
 
 
 def test_the_table_leaves_empty_what_a_row_did_not_measure():
