@@ -1,7 +1,7 @@
 """The task of the step benchmark: prompts of words, and a reward that costs nothing to compute.
 
-In: prompts as text. Out: one reply an episode, and the share of distinct words in it as its score. The same reward
-function is given to peers. Its texts are those of the word tokenizer (benchmarks/workloads.py).
+In: prompts as text. Out: one reply an episode, scored by the reward that peers are given too. Its texts are
+those of the word tokenizer (benchmarks/workloads.py).
 """
 
 from __future__ import annotations
@@ -10,14 +10,9 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
+from benchmarks.reward import distinct_share
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Ports, Source, Task
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
-
-
-def distinct_share(text: str) -> float:
-    """Returns distinct words over words; 0 without words."""
-    words = text.split()
-    return len(set(words)) / max(1, len(words))
 
 
 def words_of(ids: Sequence[int]) -> str:

@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paired import Link, settings
-
-
-def _distinct_share(text: str) -> float:
-    words = text.split()
-    return len(set(words)) / max(1, len(words))
+from benchmarks.reward import distinct_share
 
 
 def main() -> None:
@@ -46,7 +42,7 @@ def main() -> None:
 
     def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         lengths[:] = map(len, completion_ids)
-        return [_distinct_share(text) for text in completions]
+        return [distinct_share(text) for text in completions]
 
     class Rounds(TrainerCallback):
         """Waits for the driver before each step and answers it afterwards."""

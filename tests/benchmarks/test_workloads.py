@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import grpo_step, sampling
 from benchmarks.recompiles import RaggedSteps, compiled_programs, count_recompiles, told
+from benchmarks.reward import distinct_share
 from benchmarks.sampling import agreement
-from benchmarks.word_task import WordOptions, WordTask, distinct_share
+from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import SIZES, batches, equal_work, export, parameters, ragged_work
 from ditto_jax.chat import make_chat_format
 from ditto_jax.tasks.base import Source
