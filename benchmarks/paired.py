@@ -139,7 +139,7 @@ def started(peers: Sequence[Peer], logs: Path, label: str) -> Iterator[dict[str,
 
 
 def rotation(names: Sequence[str], index: int) -> list[str]:
-    """Returns the order of round number `index`: each starts, and each follows each, equally often."""
+    """Returns the order of round number `index`: peers take the first place, and every other, in turn."""
     turn = index % len(names)
     return [*names[turn:], *names[:turn]]
 
