@@ -2,9 +2,8 @@
 
 Trains the quick start's policy under five arms and several seeds, from several warm starts (seed s from warm start s
 modulo their number), with an evaluation every few steps on stories of held-out words that no setting was chosen on.
-Every run is an ordinary `train` run in
-its own directory; finished runs are skipped, so the benchmark can be interrupted and continued. Writes results.json,
-a table and a picture, whichever way they turn out.
+Every run is an ordinary `train` run in its own directory; finished runs are skipped, so the benchmark can be
+interrupted and continued. Writes results.json, a table and a picture, whichever way they turn out.
 
     python benchmarks/learning.py --output learning_runs            train what is missing, then summarise
     python benchmarks/learning.py --output learning_runs --time     first, on an idle machine: the seconds of the steps
