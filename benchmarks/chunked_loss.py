@@ -25,7 +25,7 @@ from model.config import ModelConfig
 from model.llama import logits
 from model.token_scores import token_scores
 
-Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]
+Loss = Callable[[Any, jax.Array, jax.Array], Any]
 FULL = "all logits"
 
 
@@ -92,7 +92,8 @@ def losses(config: ModelConfig, chunk: int) -> Mapping[str, Loss]:
         return jnp.mean(found.logprob), jnp.mean(found.entropy)
 
     def none(kernel, hidden, targets):
-        return jnp.mean(hidden.astype(jnp.float32)) + jnp.mean(kernel.astype(jnp.float32)) + 0.0 * targets[0]
+        trained = jnp.mean(kernel) if kernel.dtype == jnp.float32 else 0.0
+        return jnp.mean(hidden.astype(jnp.float32)) + trained + 0.0 * targets[0]
 
     return {"ours": pieces, "ours and entropy": with_entropy, FULL: full, "none": none}
 

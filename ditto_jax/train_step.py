@@ -64,6 +64,7 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
         remat=config.remat,
         chunk=config.logprob_chunk,
     )
+    assert scores.entropy is not None
     lp = _rows(scores.logprob, 1)
     anchor = jax.lax.stop_gradient(lp) if config.anchor_is_current else _rows(micro.anchor, 1)
     rows = LossRows(

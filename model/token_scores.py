@@ -101,7 +101,7 @@ class _Kept(NamedTuple):
 
 def _forward(head: Any, hidden: Any, targets: Any, way: _Way) -> tuple[TokenScores, _Kept]:
     wants_head = () if head.matrix.perturbed else None
-    head = Head(*(None if leaf is None else leaf.value for leaf in head))
+    head = Head(head.matrix.value, None if head.scale is None else head.scale.value)
     found, total = _in_pieces(head, hidden.value, targets.value, way)
     return found, _Kept(head, hidden.value, targets.value, total, found.entropy, wants_head)
 
@@ -132,7 +132,7 @@ def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.A
     of_head, of_hidden = jax.lax.scan(some, start, jax.tree.map(lambda a: _pieces(a, way.chunk), per_position))
     if of_head is not None:
         of_head = of_head.astype(head.matrix.dtype)
-    return Head(of_head, None), _whole(of_hidden, hidden.shape[0]), None
+    return head._replace(matrix=of_head, scale=None), _whole(of_hidden, hidden.shape[0]), None
 
 
 _recomputed.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,13 @@ from ditto_jax.config import TrainConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.strict import build
 from model import llama
-from model.remat import KEPT_NAMES
+from model.remat import KEPT_NAMES, Remat
 from tests.tiny_policy import CONFIG, params, quickly_compiled, some_ids
 
-BY_MEMORY = ("full", "save_attention", "save_projections", "none")
+BY_MEMORY: tuple[Remat, ...] = ("full", "save_attention", "save_projections", "none")
 
 
-def gradient_of(remat: str, config=CONFIG):
+def gradient_of(remat: Remat, config=CONFIG):
     def loss(params, ids):
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
         hidden, _ = llama.forward(params, config, ids, positions, jnp.ones_like(ids), remat=remat)
@@ -33,7 +34,7 @@ def gradient_of(remat: str, config=CONFIG):
 
 
 @functools.cache
-def gradient(remat: str):
+def gradient(remat: Remat):
     ids = np.stack([some_ids(1, 12), some_ids(2, 12)])
     return jax.device_get(quickly_compiled(gradient_of(remat))(params(), ids))
 
@@ -55,9 +56,10 @@ def test_memory_falls_with_what_is_computed_again():
     shapes = jax.eval_shape(lambda: llama.init(jax.random.key(0), config))
     ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
 
-    def temporary(remat: str) -> int:
-        compiled = jax.jit(gradient_of(remat, config)).lower(shapes, ids).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    def temporary(remat: Remat) -> int:
+        memory = jax.jit(gradient_of(remat, config)).lower(shapes, ids).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     sizes = [temporary(remat) for remat in BY_MEMORY]
     # Each step up keeps more a layer: q, k, v and two results of attention; gate and up; the scores.
@@ -70,7 +72,7 @@ def test_memory_falls_with_what_is_computed_again():
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="remat='some': choose one of none, full"):
-        jax.eval_shape(gradient_of("some"), params(), np.zeros((1, 4), np.int32))
+        jax.eval_shape(gradient_of(cast(Any, "some")), params(), np.zeros((1, 4), np.int32))
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -154,7 +154,9 @@ def temporary_bytes(function: Callable, config: ModelConfig, trained: bool) -> i
         return jnp.mean(function(params, config, hidden, targets))
 
     gradient = jax.grad(loss, argnums=(0, 1) if trained else 1)
-    return jax.jit(gradient).lower(params, hidden, targets).compile().memory_analysis().temp_size_in_bytes
+    memory = jax.jit(gradient).lower(params, hidden, targets).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
 
 
 def without_head(params, config, hidden, targets) -> jax.Array:
