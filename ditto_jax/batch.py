@@ -35,6 +35,23 @@ class TrainBatch(NamedTuple):
     row_valid: Array
 
 
+class TokenCounts(NamedTuple):
+    """Tokens of the prefixes and lanes that are computed, and how many of them are no padding."""
+
+    prefix_real: int
+    prefix_computed: int
+    lanes_real: int
+    lanes_computed: int
+
+    @property
+    def real_fraction(self) -> float:
+        """Share of tokens that are no padding, prefixes and lanes together; 0 of nothing."""
+        return (self.prefix_real + self.lanes_real) / max(1, self.prefix_computed + self.lanes_computed)
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return TokenCounts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
 class BatchShapes(NamedTuple):
     """Static shape of a batch: M, n, S, C lanes a group, and ascending length buckets of prefix and suffix."""
 
@@ -99,6 +116,18 @@ def pack(
             flat.grouped.prefix_length[g] = prefix
         group += needed
     return _split(flat, shapes)
+
+
+def token_counts(batch: TrainBatch) -> TokenCounts:
+    """Returns what an update of this batch computes; micro-batches without a row are skipped and count nothing."""
+    run = batch.row_valid.any(axis=(1, 2))
+    prefix, lanes = batch.grouped.prefix_ids[run], batch.grouped.lane_segments[run]
+    return TokenCounts(
+        prefix_real=int(batch.grouped.prefix_length[run].sum()),
+        prefix_computed=prefix.size,
+        lanes_real=int(np.count_nonzero(lanes)),
+        lanes_computed=lanes.size,
+    )
 
 
 def _first_fit(sizes: Sequence[int], width: int) -> list[tuple[int, int]]:

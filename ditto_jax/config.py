@@ -15,6 +15,7 @@ from ditto_jax.objective import ObjectiveConfig, make_objective
 from ditto_jax.slots import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 from model.lora import LoraConfig
+from model.remat import Remat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -107,7 +108,9 @@ class TrainConfig:
 
     A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a
     prompt that needs more takes several groups. micro_batch: groups computed at once, the measure of memory.
-    gradient_dtype: of the gradients summed over micro-batches.
+    gradient_dtype: of the gradients summed over micro-batches. remat: what the backward pass computes again instead of
+    reading it: nothing (none), whole layers (full), all of a layer but its attention (save_attention), or but all its
+    matrix products, whose results are kept (save_projections). logprob_chunk: positions that have logits at a time.
     """
 
     max_steps: int = 120
@@ -116,8 +119,8 @@ class TrainConfig:
     lanes: int = 8
     prefix: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     suffix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
-    remat: bool = False
-    logprob_chunk: int = 4096
+    remat: Remat = "none"
+    logprob_chunk: int = 1024
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ditto_jax.advantages import AdvantageResult, RowTable, assign
-from ditto_jax.batch import BatchShapes, TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.batch import BatchShapes, TokenCounts, TrainBatch, batch_shapes, by_prompt, pack, token_counts
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import DittoError, Preempted
@@ -101,6 +101,7 @@ class Trainer:
             views = views_of(rollouts, self.objective.views)
             advantages = assign(_row_table(views), self.objective)
             batches = self._batches(views, advantages, number)
+            packed = sum((token_counts(batch) for batch in batches), TokenCounts(0, 0, 0, 0))
         update_metrics = self._apply(batches, watch)
         self.position += len(prompts)
         self.done_steps = number
@@ -113,6 +114,7 @@ class Trainer:
             **rollout_metrics(rollouts),
             **advantages.metrics,
             **update_metrics,
+            "train/real_token_fraction": packed.real_fraction,
             **{f"judge/{name}": value for name, value in self.ledger.items()},
         }
         return metrics, rollout_rows(number, prompts, rollouts, views, advantages)

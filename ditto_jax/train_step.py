@@ -24,9 +24,10 @@ from ditto_jax.objective import Objective
 from ditto_jax.state import TrainState, state_shardings, whole_params
 from ditto_jax.types import ViewRole
 from model.config import ModelConfig
-from model.logprobs import grouped_logprobs
+from model.logprobs import grouped_logprobs, grouped_scores
 from model.lora import LoraConfig
 from model.partition import ACTIVATION_RULES, parameter_shardings, replicated, row_sharding
+from model.remat import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class UpdateConfig:
     objective: Objective
     temperature: float = 1.0
     anchor_is_current: bool = True
-    remat: bool = False
-    logprob_chunk: int = 4096
+    remat: Remat = "none"
+    logprob_chunk: int = 1024
     lora: LoraConfig | None = None
     gradient_dtype: str = "float32"
 
@@ -55,7 +56,7 @@ def _rows(array: jax.Array, per_row: int) -> jax.Array:
 
 def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
     """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
-    lp = grouped_logprobs(
+    scores = grouped_scores(
         whole_params(trained, base, config.lora),
         config.model,
         micro.grouped,
@@ -63,7 +64,8 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
         remat=config.remat,
         chunk=config.logprob_chunk,
     )
-    lp = _rows(lp, 1)
+    assert scores.entropy is not None
+    lp = _rows(scores.logprob, 1)
     anchor = jax.lax.stop_gradient(lp) if config.anchor_is_current else _rows(micro.anchor, 1)
     rows = LossRows(
         lp_anchor=anchor,
@@ -74,8 +76,13 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
         row_valid=_rows(micro.row_valid, 0),
     )
     loss, sums = objective_loss(lp, rows, config.objective, denominator)
-    gap = _sampler_gap(jax.lax.stop_gradient(lp), _rows(micro.behaviour, 1), rows)
-    return loss * _loss_scale(denominator, config), (sums, gap)
+    drafted = rows.loss_mask & (rows.row_valid & ~rows.cross & (rows.role == ViewRole.DRAFT))[:, None]
+    gap = {
+        **_sampler_gap(lp, _rows(micro.behaviour, 1), rows),
+        "entropy_sum": jnp.sum(jnp.where(drafted, _rows(scores.entropy, 1), 0.0)),
+        "entropy_tokens": jnp.sum(drafted, dtype=jnp.float32),
+    }
+    return loss * _loss_scale(denominator, config), (sums, jax.lax.stop_gradient(gap))
 
 
 def _loss_scale(denominator: jax.Array, config: UpdateConfig) -> jax.Array | float:
@@ -100,8 +107,6 @@ def _sampler_gap(lp: jax.Array, behaviour: jax.Array, rows: LossRows) -> dict[st
         "gap_tokens": jnp.sum(own, dtype=jnp.float32),
         "context_gap_sum": jnp.sum(jnp.where(cross, difference, 0.0)),
         "context_gap_tokens": jnp.sum(cross, dtype=jnp.float32),
-        "entropy_sum": -jnp.sum(jnp.where(own & (rows.role == ViewRole.DRAFT)[:, None], behaviour, 0.0)),
-        "entropy_tokens": jnp.sum(own & (rows.role == ViewRole.DRAFT)[:, None], dtype=jnp.float32),
     }
 
 
@@ -222,7 +227,7 @@ def _on_mesh(function, mesh: Mesh):
 
 
 def finish_gap(gap: dict[str, Any]) -> dict[str, float]:
-    """Returns sampler and context gaps as metrics; nats per token."""
+    """Returns sampler and context gaps, and the policy's entropy on its drafts, as metrics; nats per token."""
     host = {k: float(v) for k, v in gap.items()}
     return {
         "policy/sampler_logprob_gap_mean": host["gap_sum"] / max(1.0, host["gap_tokens"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from model.config import ModelConfig
 from model.quantization import dequantize, int8_product
@@ -96,6 +97,7 @@ class SwiGLU(nn.Module):
         width, bias = self.config.intermediate_size, self.config.mlp_bias
         gate = Projection(self.config, width, bias=bias, name="gate")(x)
         up = Projection(self.config, width, bias=bias, name="up")(x)
+        gate, up = (checkpoint_name(x, "mlp_in") for x in (gate, up))
         gain = residual_gain(self.config)
         return Projection(self.config, x.shape[-1], gain, bias, name="down")(nn.silu(gate) * up)
 

@@ -16,11 +16,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
-from model.quantization import int8_product, is_quantized
+from model.quantization import contract, int8_product, is_quantized
+from model.remat import Remat, kept_by
 
 Params = Any
 
@@ -117,13 +119,14 @@ class Attention(nn.Module):
         if layer.rotated is not None:
             cos, sin = rope
             rope = jnp.where(layer.rotated, cos, 1.0), jnp.where(layer.rotated, sin, 0.0)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = (checkpoint_name(x, "qkv") for x in (rotate(q, *rope), rotate(k, *rope), v))
         window = None if layer.window is None else Window(layer.window, *positions)
         own = new = KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if cache is not None:
             cache, own = _write(cache, new, layer.number, column)
         out = attend(q, own, own_mask, prefix, prefix_valid, window).reshape(batch, length, -1)
-        return Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(out), new, cache
+        out = Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(checkpoint_name(out, "attended"))
+        return checkpoint_name(out, "attention_out"), new, cache
 
 
 class Block(nn.Module):
@@ -152,7 +155,7 @@ class Llama(nn.Module):
 
     config: ModelConfig
     keep_keys: bool = False
-    remat: bool = False
+    remat: Remat = "none"
     unstacked: bool = False
 
     @nn.compact
@@ -183,7 +186,9 @@ class Llama(nn.Module):
         return RMSNorm(c, name="final_norm")(x), new_keys, keys
 
     def _scanned(self, x, prefix: Prefix | None, cache: Cache | None, shared):
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=kept_by(self.remat))
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -249,7 +254,7 @@ def forward(
     prefix: Prefix | None = None,
     *,
     keep_keys: bool = False,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[jax.Array, Any]:
     """Returns final hidden states [B, T, E], and this call's keys [L, B, K, T, D] if `keep_keys`.
 
@@ -288,7 +293,7 @@ def extend(
 
 
 def make_prefix(
-    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: bool = False
+    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: Remat = "none"
 ) -> Prefix:
     """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
@@ -296,14 +301,27 @@ def make_prefix(
     return Prefix(keys.k, keys.v, valid)
 
 
-def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
+class Head(NamedTuple):
+    """matrix [V, E] of a tied head or [E, V], float or int8 codes; scale float32[V] of the codes, else None."""
+
+    matrix: jax.Array
+    scale: jax.Array | None
+
+
+def head_of(params: Params, config: ModelConfig) -> tuple[Head, int]:
+    """Returns the head and the axis of its matrix that hidden states meet: -1 if tied, else -2."""
     name, leaves, axis = ("embedding", params["embed"], -1) if config.tie_embeddings else ("kernel", params["head"], -2)
     if is_quantized(leaves, name):
-        return int8_product(hidden, leaves[f"{name}_int8"], leaves[f"{name}_scale"], axis)
-    table = leaves[name].astype(hidden.dtype)
-    subscripts = "...e,ve->...v" if config.tie_embeddings else "...e,ev->...v"
-    return jnp.einsum(subscripts, hidden, table, preferred_element_type=jnp.float32)
+        return Head(leaves[f"{name}_int8"], leaves[f"{name}_scale"]), axis
+    return Head(leaves[name], None), axis
+
+
+def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
+    head, axis = head_of(params, config)
+    if head.scale is not None:
+        return int8_product(hidden, head.matrix, head.scale, axis)
+    return contract(hidden, head.matrix.astype(hidden.dtype), axis)
 
 
 @functools.partial(jax.jit, static_argnames="config")

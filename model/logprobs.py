@@ -1,8 +1,7 @@
 """Log-probabilities of given tokens, for groups of rows that share a token prefix; never all logits at once.
 
 The prefix of a group runs once and its keys serve every row of the group, in the forward and in the backward pass.
-The head is applied to chunks of positions whose logits are recomputed in the backward pass, so that peak memory does
-not grow with rows x tokens x vocabulary.
+The head is applied by `model.token_scores`, so that peak memory does not grow with rows x tokens x vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.llama import Params, Prefix, forward, logits
+from model.llama import Params, Prefix, forward
+from model.remat import Remat
+from model.token_scores import CHUNK, TokenScores, token_scores
 
 Array = Any  # NumPy on the host, jax inside jitted code
 
@@ -35,47 +36,20 @@ class GroupedIds(NamedTuple):
     row_tokens: Array
 
 
-def token_logprobs(
-    params: Params,
-    config: ModelConfig,
-    hidden: jax.Array,
-    targets: jax.Array,
-    *,
-    temperature: float = 1.0,
-    chunk: int = 4096,
-) -> jax.Array:
-    """Returns float32[R]: log p(targets[r] | hidden[r]) at `temperature`; hidden [R, E], targets int32[R].
-
-    `chunk` positions are projected to the vocabulary at a time.
-    """
-
-    def some(args):
-        piece, wanted = args
-        scores = logits(params, config, piece) / temperature
-        chosen = jnp.take_along_axis(scores, wanted[:, None], axis=-1)[:, 0]
-        return chosen - jax.nn.logsumexp(scores, axis=-1)
-
-    count = hidden.shape[0]
-    if count <= chunk:
-        return some((hidden, targets))
-    padding = -count % chunk
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-    return jax.lax.map(jax.checkpoint(some), (hidden, targets)).reshape(-1)[:count]
-
-
-def _shifted(params, config, hidden, ids, temperature, chunk) -> jax.Array:
-    """float32[B, T]: entry t is log p(ids[t] | earlier); entry 0, which has no predecessor here, is 0."""
+def _shifted(params, config, hidden, ids, temperature, chunk, entropy=False) -> TokenScores:
+    """float32[B, T] each: entry t is about p(ids[t] | earlier); entry 0, which has no predecessor here, is 0."""
     batch, length, width = hidden.shape
-    flat = token_logprobs(
+    # The last position has no successor; it stays, so that rows divide among pieces and devices as they did before.
+    found = token_scores(
         params,
         config,
-        hidden[:, :-1].reshape(-1, width),
-        ids[:, 1:].reshape(-1),
+        hidden.reshape(-1, width),
+        jnp.roll(ids, -1, axis=1).reshape(-1),
         temperature=temperature,
+        entropy=entropy,
         chunk=chunk,
     )
-    return jnp.pad(flat.reshape(batch, length - 1), ((0, 0), (1, 0)))
+    return jax.tree.map(lambda flat: jnp.pad(flat.reshape(batch, length)[:, :-1], ((0, 0), (1, 0))), found)
 
 
 def grouped_logprobs(
@@ -84,27 +58,43 @@ def grouped_logprobs(
     grouped: GroupedIds,
     *,
     temperature: float = 1.0,
-    remat: bool = False,
-    chunk: int = 4096,
+    remat: Remat = "none",
+    chunk: int = CHUNK,
 ) -> jax.Array:
     """Returns float32[N, S, T]: log p(suffix token t | prefix, suffix tokens before t).
 
     The first token of a suffix and padding hold finite garbage: mask them. Differentiable in params.
     """
+    return grouped_scores(
+        params, config, grouped, temperature=temperature, remat=remat, chunk=chunk, entropy=False
+    ).logprob
+
+
+def grouped_scores(
+    params: Params,
+    config: ModelConfig,
+    grouped: GroupedIds,
+    *,
+    temperature: float = 1.0,
+    remat: Remat = "none",
+    chunk: int = CHUNK,
+    entropy: bool = True,
+) -> TokenScores:
+    """Returns log-probs as `grouped_logprobs`, and the entropies of the distributions that they are taken from."""
     _, prefix = _prefix_of(params, config, grouped, remat)
-    return _suffix_logprobs(params, config, grouped, prefix, temperature, remat, chunk)
+    return _suffix_scores(params, config, grouped, prefix, temperature, remat, chunk, entropy)
 
 
 def grouped_and_prefix_logprobs(
-    params: Params, config: ModelConfig, grouped: GroupedIds, *, remat: bool = False, chunk: int = 4096
+    params: Params, config: ModelConfig, grouped: GroupedIds, *, remat: Remat = "none", chunk: int = CHUNK
 ) -> tuple[jax.Array, jax.Array]:
     """Returns suffix log-probs as `grouped_logprobs`, and float32[N, P]: log p(prefix token t | tokens before t)."""
     hidden, prefix = _prefix_of(params, config, grouped, remat)
-    suffix_lp = _suffix_logprobs(params, config, grouped, prefix, 1.0, remat, chunk)
-    return suffix_lp, _shifted(params, config, hidden, grouped.prefix_ids, 1.0, chunk)
+    suffix = _suffix_scores(params, config, grouped, prefix, 1.0, remat, chunk)
+    return suffix.logprob, _shifted(params, config, hidden, grouped.prefix_ids, 1.0, chunk).logprob
 
 
-def _prefix_of(params, config, grouped: GroupedIds, remat: bool) -> tuple[jax.Array, Prefix]:
+def _prefix_of(params, config, grouped: GroupedIds, remat: Remat) -> tuple[jax.Array, Prefix]:
     ids = grouped.prefix_ids
     valid = jnp.arange(ids.shape[1]) < grouped.prefix_length[:, None]
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
@@ -112,22 +102,29 @@ def _prefix_of(params, config, grouped: GroupedIds, remat: bool) -> tuple[jax.Ar
     return hidden, Prefix(keys.k, keys.v, valid)
 
 
-def _suffix_logprobs(params, config, grouped: GroupedIds, prefix: Prefix, temperature, remat, chunk) -> jax.Array:
+def _suffix_scores(
+    params, config, grouped: GroupedIds, prefix: Prefix, temperature, remat, chunk, entropy=False
+) -> TokenScores:
     groups, lanes, width = grouped.lane_ids.shape
     ids, positions, segments = (
         array.reshape(groups * lanes, width)
         for array in (grouped.lane_ids, grouped.lane_positions, grouped.lane_segments)
     )
     hidden, _ = forward(params, config, ids, positions, segments, prefix, remat=remat)
-    lp = _shifted(params, config, hidden, ids, temperature, chunk).reshape(groups, lanes * width)
+    found = _shifted(params, config, hidden, ids, temperature, chunk, entropy)
     rows = grouped.row_tokens.reshape(groups, -1)
-    return jnp.take_along_axis(lp, rows, axis=1).reshape(grouped.row_tokens.shape)
+
+    def by_row(flat):
+        picked = jnp.take_along_axis(flat.reshape(groups, lanes * width), rows, axis=1)
+        return picked.reshape(grouped.row_tokens.shape)
+
+    return jax.tree.map(by_row, found)
 
 
 def sequence_logprobs(
-    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, chunk: int = 4096
+    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, chunk: int = CHUNK
 ) -> jax.Array:
     """Returns float32[B, T]: log p(ids[t] | ids[:t]) of right-padded sequences; 0 at t = 0."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     hidden, _ = forward(params, config, ids, positions, valid.astype(jnp.int32))
-    return _shifted(params, config, hidden, ids, 1.0, chunk)
+    return _shifted(params, config, hidden, ids, 1.0, chunk).logprob

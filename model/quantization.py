@@ -99,7 +99,7 @@ def int8_product(x: jax.Array, codes: jax.Array, scale: jax.Array, axis: int) ->
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _product(x, codes, scale, axis):
-    return _contract(x, codes.astype(x.dtype), axis) * scale
+    return contract(x, codes.astype(x.dtype), axis) * scale
 
 
 def _forward(x, codes, scale, axis):
@@ -110,14 +110,14 @@ def _backward(axis, kept, gradient):
     # By hand, because the automatic rule would multiply a float32 gradient with the codes: a full-precision product.
     codes, scale, like = kept
     scaled = (gradient * scale).astype(like.dtype)
-    towards_x = _contract(scaled, codes.astype(like.dtype), -1 if axis == -2 else -2).astype(like.dtype)
+    towards_x = contract(scaled, codes.astype(like.dtype), -1 if axis == -2 else -2).astype(like.dtype)
     return towards_x, np.zeros(codes.shape, jax.dtypes.float0), jnp.zeros_like(scale)
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _contract(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
-    """float32: the last axis of x against `axis` (-1 or -2) of a matrix."""
+def contract(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """Returns float32[..., out]: the last axis of x against `axis` (-1 or -2) of a matrix."""
     dims = (((x.ndim - 1,), (matrix.ndim + axis,)), ((), ()))
     return jax.lax.dot_general(x, matrix, dims, preferred_element_type=jnp.float32)

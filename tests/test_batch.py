@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.batch import TokenCounts, TrainBatch, batch_shapes, by_prompt, pack, token_counts
 from ditto_jax.errors import ConfigError
 from ditto_jax.types import (
     Author,
@@ -199,6 +199,51 @@ def test_rows_are_packed_side_by_side_as_far_as_the_lane_goes():
     valid = batch.row_valid.reshape(-1, ROWS)
     assert valid.sum(axis=1)[:2].tolist() == [3, 1] and batch.grouped.lane_ids.shape[-1] == 12
     assert batch.grouped.prefix_length.reshape(-1)[:3].tolist() == [2, 2, 0]
+
+
+def test_real_tokens_are_counted_over_all_that_are_computed():
+    rng = np.random.default_rng(1)
+    context = np.array([1, 2, 3], np.int32)
+    views = [view(rng, 0, context, length, n) for n, length in enumerate((8, 7, 4, 3))]
+    counts = token_counts(pack(views, [[0, 1, 2, 3]], weights_of(views), np.ones(4, bool), SHAPES))
+    # Two groups with a prefix of 2 tokens each, one micro-batch of two groups; the other micro-batches are skipped.
+    assert counts == TokenCounts(2 * 2, 2 * 4, 9 + 8 + 5 + 4, 2 * 2 * 12)
+    assert counts.real_fraction == (4 + 26) / (8 + 48)
+    assert token_counts(pack([], [], weights_of([]), np.zeros(0, bool), SHAPES)).real_fraction == 0
+
+
+def ragged_views(seed: int, prompts: int, group: int) -> list[View]:
+    """Drafts, and refined replies under two contexts, of log-normal lengths with a coefficient of variation of 1.
+
+    Stories of about 700 tokens, replies of about 120 and at most 256, feedback of about 80.
+    """
+    rng = np.random.default_rng(seed)
+
+    def length(mean: float, sigma: float, limit: int) -> int:
+        return int(np.clip(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma), 8, limit))
+
+    views: list[View] = []
+    for prompt in range(prompts):
+        story = rng.integers(1, 90, length(700, 0.47, 2000)).astype(np.int32)
+        for _ in range(group):
+            hint = rng.integers(1, 90, length(80, 0.47, 300)).astype(np.int32)
+            draft, refined = length(120, 0.83, 256), length(120, 0.83, 256)
+            for words, reply in ((hint[:0], draft), (hint[:0], refined), (hint, refined)):
+                context = np.concatenate([story, words, [99]]).astype(np.int32)
+                views.append(view(rng, prompt, context, reply, len(views)))
+    return views
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ragged_rows_fill_the_lanes(seed):
+    # Groups of one lane, 48 rows a prompt. More lanes a group compute the prefix fewer times and fill less.
+    views = ragged_views(seed, prompts=8, group=16)
+    steps = tuple(range(64, 2049, 64))
+    shapes = batch_shapes(8, 48, groups=1, lanes=1, prefix=steps, suffix=steps)
+    counts = token_counts(
+        pack(views, list(by_prompt(views).values()), weights_of(views), np.ones(len(views), bool), shapes)
+    )
+    assert counts.lanes_real / counts.lanes_computed >= 0.93
 
 
 def test_what_does_not_fit_is_refused():

@@ -39,7 +39,12 @@ EXPECTED_METRICS = {
     *("feedback/gate_rate", "feedback/refined_count", "judge/feedback_leaked_count"),
     *(f"judge/{what}_{outcome}_count" for what in ("score", "feedback") for outcome in Outcome),
     *("time/draft_s", "time/refine_s", "time/pack_s", "time/update_s", "time/write_s", "time/step_s"),
-    *("policy/sampler_logprob_gap_mean", "policy/context_gap_mean", "policy/tokens_draft_count"),
+    *(
+        "policy/sampler_logprob_gap_mean",
+        "policy/context_gap_mean",
+        "policy/tokens_draft_count",
+        "train/real_token_fraction",
+    ),
     *("pool/draft+refined_plain_count", "pool/frac_reward_zero_std"),
 }
 

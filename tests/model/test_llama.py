@@ -205,7 +205,7 @@ def test_the_gradient_comparison_fails_if_the_prefix_passes_none(monkeypatch):
 
 def test_recomputing_layers_and_projecting_in_chunks_change_neither_value_nor_gradient():
     # 7 does not divide the number of positions.
-    found, gradients = make_packed(remat=True, chunk=7)(packed_rows())
+    found, gradients = make_packed(remat="full", chunk=7)(packed_rows())
     assert_close(suffixes_of_packed(found), suffixes_of_packed(packed(packed_rows())[0]), tolerance=1e-6)
     assert_gradients_close(gradients, packed(packed_rows())[1])
 

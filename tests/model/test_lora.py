@@ -110,7 +110,7 @@ def of_groups(weights: Any) -> np.ndarray:
         np.broadcast_to(np.arange(12).reshape(2, 6), (2, 2, 6)).astype(np.int32),
     )
     function = quickly_compiled(grouped_logprobs, static_argnums=1, static_argnames="remat")
-    kept, recomputed = (np.asarray(function(weights, CONFIG, grouped, remat=remat)) for remat in (False, True))
+    kept, recomputed = (np.asarray(function(weights, CONFIG, grouped, remat=remat)) for remat in ("none", "full"))
     np.testing.assert_allclose(kept, recomputed, atol=1e-5)
     return kept[:, :, 1:]
 

@@ -23,6 +23,7 @@ from model import llama
 from model.config import ModelConfig
 from model.hf_io import load_config, load_params
 from model.hf_layout import tensor_plan
+from model.remat import Remat
 
 LENGTH = 320
 SHARED, OWN = 100, 40  # tokens of the prefix that both rows share, and of each row's own tail
@@ -116,7 +117,7 @@ def assert_gradients_agree(tree: Any, config: ModelConfig, expected: dict[str, n
         assert difference <= GRADIENT_TOLERANCE * largest, f"{name}: gradients differ by {difference / largest:.1e}"
 
 
-def loss(params, config: ModelConfig, ids, *, remat: bool = False, detach_head: bool = False):
+def loss(params, config: ModelConfig, ids, *, remat: Remat = "none", detach_head: bool = False):
     """Mean negative log-probability of the next token; a detached head passes no gradient to its own weights."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     hidden, _ = llama.forward(params, config, ids, positions, jnp.ones(ids.shape, bool), remat=remat)
