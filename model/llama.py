@@ -20,6 +20,7 @@ import numpy as np
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
+from model.partition import in_stored_order
 from model.quantization import int8_product, is_quantized
 
 Params = Any
@@ -95,7 +96,7 @@ def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: ja
         own = KeyValues(*(jax.lax.dynamic_update_slice(full, part, start) for full, part in pairs))
         return own, own
     start = (layer, 0, 0, column, 0)
-    cache = KeyValues(*(jax.lax.dynamic_update_slice(full, part[None], start) for full, part in pairs))
+    cache = KeyValues(*(in_stored_order(jax.lax.dynamic_update_slice(full, part[None], start)) for full, part in pairs))
     return cache, KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -111,12 +112,35 @@ def decode_state_shardings(state: Any, mesh: Mesh) -> Any:
     def sharding(leaf):
         if leaf.ndim == 0:
             return replicated(mesh)
-        if leaf.ndim >= 4:  # keys and values: (layer,) row or slot, head, column, width
-            heads = "tensor" if leaf.shape[-3] % mesh.shape["tensor"] == 0 else None
-            return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 4), ROWS, heads, None, None))
+        if leaf.ndim >= 4:
+            return NamedSharding(mesh, _key_spec(leaf.shape, mesh))
         return row_sharding(mesh)
 
     return jax.tree.map(sharding, state)
+
+
+def _key_spec(shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+    """Of keys and values: (layer,) row or slot, head, column, width."""
+    heads = "tensor" if shape[-3] % mesh.shape["tensor"] == 0 else None
+    return PartitionSpec(*(None,) * (len(shape) - 4), ROWS, heads, None, None)
+
+
+def in_stored_order(keys: jax.Array) -> jax.Array:
+    """Returns the cache [L, B, K, C, D] unchanged, on TPU with the order to keep in memory inside loops: row-major.
+
+    The TPU compiler would else turn the cache around for the loop that writes it, and back: a second cache in memory
+    and four copies of it a call. Compilers for other devices do not, and are told nothing.
+    """
+    order = Layout(major_to_minor=tuple(range(keys.ndim)))
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def ordered(part: jax.Array) -> jax.Array:
+        return with_layout_constraint(part, order)
+
+    if not mesh.empty:  # a constraint is not divided over devices by itself: each device orders its part
+        spec = _key_spec(keys.shape, mesh)
+        ordered = jax.shard_map(ordered, mesh=mesh, in_specs=spec, out_specs=spec)
+    return jax.lax.platform_dependent(keys, tpu=ordered, default=lambda whole: whole)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
