@@ -100,10 +100,10 @@ def forbidden(found: Sequence[Collective], sizes: Sizes) -> dict[str, list[Colle
 
 def _is_logits(shape: tuple[int, ...], sizes: Sizes) -> bool:
     """Whether neighbouring dimensions span the vocabulary (up to padding) and the others are not a table's width."""
-    padded = sizes.vocab + max(512, sizes.vocab // 100)
+    padded = sizes.vocab * 1.01
     for run in _runs(shape):
         others = math.prod(shape) // math.prod(run)
-        if sizes.vocab <= math.prod(run) <= padded and others % sizes.hidden and math.prod(run) % sizes.hidden:
+        if sizes.vocab <= math.prod(run) <= padded and others % sizes.hidden:
             return True
     return False
 

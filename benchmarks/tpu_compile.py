@@ -7,7 +7,7 @@ writes memory a chip, collectives and compile seconds as JSON and a table. Nothi
     python -m benchmarks.tpu_compile                    v6e, v5p and v5e with 8 chips, then one v5p
     python -m benchmarks.tpu_compile --targets v6e-64 --programs "decode chunk" prefill
 
-A result is written as soon as it is there; with the same --output the next call adds to it and replaces what it repeats.
+A result is written as soon as it is there; a further call with the same --output adds to it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import numpy as np
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
-from model.partition import in_stored_order
+from model.partition import in_stored_order, split_logits
 from model.quantization import int8_product, is_quantized
 
 Params = Any
@@ -301,10 +301,12 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
     name, leaves, axis = ("embedding", params["embed"], -1) if config.tie_embeddings else ("kernel", params["head"], -2)
     if is_quantized(leaves, name):
-        return int8_product(hidden, leaves[f"{name}_int8"], leaves[f"{name}_scale"], axis)
-    table = leaves[name].astype(hidden.dtype)
-    subscripts = "...e,ve->...v" if config.tie_embeddings else "...e,ev->...v"
-    return jnp.einsum(subscripts, hidden, table, preferred_element_type=jnp.float32)
+        scores = int8_product(hidden, leaves[f"{name}_int8"], leaves[f"{name}_scale"], axis)
+    else:
+        table = leaves[name].astype(hidden.dtype)
+        subscripts = "...e,ve->...v" if config.tie_embeddings else "...e,ev->...v"
+        scores = jnp.einsum(subscripts, hidden, table, preferred_element_type=jnp.float32)
+    return scores if config.tie_embeddings else split_logits(scores)
 
 
 @functools.partial(jax.jit, static_argnames="config")

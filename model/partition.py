@@ -7,6 +7,7 @@ replaces what older code did with pmap or pjit.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -17,13 +18,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which groups of rows are split
 
+VOCABULARY = ("fsdp", "tensor")  # mesh axes over which a head of its own, and its logits, are split
+
 # Logical axis names used by activations (flax.linen.logical_axis_rules).
 ACTIVATION_RULES = (("row", ROWS), ("length", None), ("embed", None))
 
 # Last two path names of a parameter → mesh axis of each dimension. Leading `None` is the stacked layer axis.
-PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+PARAMETER_AXES: dict[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]] = {
     ("embed", "embedding"): ("tensor", "fsdp"),
-    ("head", "kernel"): ("fsdp", "tensor"),
+    # Several layers large: it is never gathered, the hidden states of a chunk are.
+    ("head", "kernel"): (None, VOCABULARY),
     ("q", "kernel"): (None, "fsdp", "tensor"),
     ("k", "kernel"): (None, "fsdp", "tensor"),
     ("v", "kernel"): (None, "fsdp", "tensor"),
@@ -94,11 +98,30 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     def sharding(path, leaf):
         spec = parameter_spec(path)
         fitted = (
-            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
+            axis if axis is not None and leaf.shape[i] % _axis_size(mesh, axis) == 0 else None
+            for i, axis in enumerate(spec)
         )
         return NamedSharding(mesh, PartitionSpec(*fitted))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _axis_size(mesh: Any, axis: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+
+def split_logits(scores: jax.Array) -> jax.Array:
+    """Returns logits [..., V] of a head of its own, unchanged and split like its columns on the current mesh.
+
+    Left to itself the compiler would keep the rows split over `fsdp` instead, and gather the head.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or scores.shape[-1] % _axis_size(mesh, VOCABULARY):
+        return scores
+    rows = "data" if scores.shape[0] % mesh.shape["data"] == 0 else None
+    return jax.lax.with_sharding_constraint(
+        scores, PartitionSpec(rows, *(PartitionSpec.UNCONSTRAINED,) * (scores.ndim - 2), VOCABULARY)
+    )
 
 
 def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
