@@ -168,7 +168,7 @@ def make_update(
     def call(state: TrainState, batch: TrainBatch):
         return on_mesh(state, base, batch)
 
-    call.lower = lambda state, batch: _on_mesh(jitted.lower, mesh)(state, base, batch)
+    call.lower = lambda state, batch: on_mesh.lower(state, base, batch)
     return call
 
 
@@ -223,6 +223,8 @@ def _on_mesh(function, mesh: Mesh):
         with jax.set_mesh(mesh), logical_axis_rules(ACTIVATION_RULES):
             return function(*args)
 
+    if hasattr(function, "lower"):
+        call.lower = _on_mesh(function.lower, mesh)
     return call
 
 

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
 from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
+from model.partition import in_stored_order, split_logits
 from model.quantization import contract, int8_product, is_quantized
 from model.remat import Remat, kept_by
 
@@ -97,7 +98,7 @@ def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: ja
         own = KeyValues(*(jax.lax.dynamic_update_slice(full, part, start) for full, part in pairs))
         return own, own
     start = (layer, 0, 0, column, 0)
-    cache = KeyValues(*(jax.lax.dynamic_update_slice(full, part[None], start) for full, part in pairs))
+    cache = KeyValues(*(in_stored_order(jax.lax.dynamic_update_slice(full, part[None], start)) for full, part in pairs))
     return cache, KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
 
 
@@ -320,8 +321,10 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
     head, axis = head_of(params, config)
     if head.scale is not None:
-        return int8_product(hidden, head.matrix, head.scale, axis)
-    return contract(hidden, head.matrix.astype(hidden.dtype), axis)
+        scores = int8_product(hidden, head.matrix, head.scale, axis)
+    else:
+        scores = contract(hidden, head.matrix.astype(hidden.dtype), axis)
+    return scores if config.tie_embeddings else split_logits(scores)
 
 
 @functools.partial(jax.jit, static_argnames="config")

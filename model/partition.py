@@ -7,22 +7,27 @@ replaces what older code did with pmap or pjit.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which groups of rows are split
 
+VOCABULARY = ("fsdp", "tensor")  # mesh axes over which a head of its own, and its logits, are split
+
 # Logical axis names used by activations (flax.linen.logical_axis_rules).
 ACTIVATION_RULES = (("row", ROWS), ("length", None), ("embed", None))
 
 # Last two path names of a parameter → mesh axis of each dimension. Leading `None` is the stacked layer axis.
-PARAMETER_AXES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+PARAMETER_AXES: dict[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]] = {
     ("embed", "embedding"): ("tensor", "fsdp"),
-    ("head", "kernel"): ("fsdp", "tensor"),
+    # Several layers large: it is never gathered, the hidden states of a chunk are.
+    ("head", "kernel"): (None, VOCABULARY),
     ("q", "kernel"): (None, "fsdp", "tensor"),
     ("k", "kernel"): (None, "fsdp", "tensor"),
     ("v", "kernel"): (None, "fsdp", "tensor"),
@@ -93,11 +98,30 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     def sharding(path, leaf):
         spec = parameter_spec(path)
         fitted = (
-            axis if axis is not None and leaf.shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
+            axis if axis is not None and leaf.shape[i] % _axis_size(mesh, axis) == 0 else None
+            for i, axis in enumerate(spec)
         )
         return NamedSharding(mesh, PartitionSpec(*fitted))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _axis_size(mesh: Any, axis: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+
+def split_logits(scores: jax.Array) -> jax.Array:
+    """Returns logits [..., V] of a head of its own, unchanged and split like its columns on the current mesh.
+
+    Left to itself the compiler would keep the rows split over `fsdp` instead, and gather the head.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or scores.shape[-1] % _axis_size(mesh, VOCABULARY):
+        return scores
+    rows = "data" if scores.shape[0] % mesh.shape["data"] == 0 else None
+    return jax.lax.with_sharding_constraint(
+        scores, PartitionSpec(rows, *(PartitionSpec.UNCONSTRAINED,) * (scores.ndim - 2), VOCABULARY)
+    )
 
 
 def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
@@ -111,12 +135,35 @@ def decode_state_shardings(state: Any, mesh: Mesh) -> Any:
     def sharding(leaf):
         if leaf.ndim == 0:
             return replicated(mesh)
-        if leaf.ndim >= 4:  # keys and values: (layer,) row or slot, head, column, width
-            heads = "tensor" if leaf.shape[-3] % mesh.shape["tensor"] == 0 else None
-            return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 4), ROWS, heads, None, None))
+        if leaf.ndim >= 4:
+            return NamedSharding(mesh, _key_spec(leaf.shape, mesh))
         return row_sharding(mesh)
 
     return jax.tree.map(sharding, state)
+
+
+def _key_spec(shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+    """Of keys and values: (layer,) row or slot, head, column, width."""
+    heads = "tensor" if shape[-3] % mesh.shape["tensor"] == 0 else None
+    return PartitionSpec(*(None,) * (len(shape) - 4), ROWS, heads, None, None)
+
+
+def in_stored_order(keys: jax.Array) -> jax.Array:
+    """Returns the cache [L, B, K, C, D] unchanged, on TPU with the order to keep in memory inside loops: row-major.
+
+    The TPU compiler would else turn the cache around for the loop that writes it, and back: a second cache in memory
+    and four copies of it a call. Compilers for other devices do not, and are told nothing.
+    """
+    order = Layout(major_to_minor=tuple(range(keys.ndim)))
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def ordered(part: jax.Array) -> jax.Array:
+        return with_layout_constraint(part, order)
+
+    if not mesh.empty:  # a constraint is not divided over devices by itself: each device orders its part
+        spec = _key_spec(keys.shape, mesh)
+        ordered = jax.shard_map(ordered, mesh=mesh, in_specs=spec, out_specs=spec)
+    return jax.lax.platform_dependent(keys, tpu=ordered, default=lambda whole: whole)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

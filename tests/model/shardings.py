@@ -38,7 +38,10 @@ def table() -> str:
         parts = {name: sharding.shard_shape(leaf.shape) for name, sharding in at.items()}
         for name, part in parts.items():
             held[name] += math.prod(part) * leaf.dtype.itemsize
-        splits = {" ".join(axis or "-" for axis in sharding.spec) for sharding in at.values()}
+        splits = {
+            " ".join("+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in sharding.spec)
+            for sharding in at.values()
+        }
         rows.append(
             [
                 "/".join(entry.key for entry in path),
