@@ -71,8 +71,8 @@ def load_params(
 
     Matrices that `quantization` names (see `model.quantization`) become int8 codes and scales on their way, in two
     readings of the file. With a mesh the leaves are jax arrays, placed by `model.partition.parameter_shardings`;
-    without one they are NumPy arrays. Names, shapes and dtypes of all files are checked before any value is read. Raises
-    WeightsError for whatever is missing, unexpected, damaged or not finite.
+    without one they are NumPy arrays. Names, shapes and dtypes of all files are checked before any value is read.
+    Raises WeightsError for whatever is missing, unexpected, damaged or not finite.
     """
     folder = Path(folder)
     dtype = check_dtype(dtype or config.param_dtype)
