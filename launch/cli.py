@@ -34,6 +34,7 @@ VERBS = {
     "eval": Verb("measure a policy on tasks, without feedback", "launch.verbs:evaluate"),
     "sample": Verb("print what a policy writes after a prompt", "launch.sample:main"),
     "export": Verb("write what a run has trained for other software", "launch.verbs:export"),
+    "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
     "doctor": Verb(
@@ -46,6 +47,7 @@ _EXAMPLES = """\
   ditto-jax train --config quickstart.yaml --optimizer.learning_rate 1.0e-4 --run_name faster --print_config
   ditto-jax eval --config quickstart.yaml --model_name_or_path tiny-tom --fail_under 0.3
   ditto-jax sample --model_name_or_path FOLDER --prompt "Once upon a time" --temperature 0
+  ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export --run runs/quickstart --output exported --merged
   ditto-jax report runs/quickstart
   ditto-jax doctor"""

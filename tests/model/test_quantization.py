@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import llama
+from model import hf_load, llama
+from model.hf_io import load_params, save_params
 from model.lora import LoraConfig, combine, init_adapters, merge
 from model.mismatch import policy_mismatch
 from model.partition import make_mesh, parameter_shardings
@@ -26,6 +28,10 @@ TIED = dataclasses.replace(CONFIG, tie_embeddings=True)
 
 def tied_params() -> Any:
     return {name: leaf for name, leaf in params().items() if name != "head"}
+
+
+def quantized(kind: str) -> Any:
+    return quantize_params(params(), kind)
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -145,6 +151,43 @@ def test_adapters_act_on_codes_as_on_the_dequantised_kernels():
         found, llama.apply(combine(dequantize_params(small), adapters, lora), CONFIG, ids), atol=5e-5
     )
     np.testing.assert_allclose(found, llama.apply(merge(small, adapters, lora), CONFIG, ids), atol=5e-5)
+
+
+# Loading.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "model"
+    save_params(folder, CONFIG, params())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_all"])
+@pytest.mark.parametrize("sizes", [None, (2, 2, 2)], ids=["host", "eight devices"])
+@pytest.mark.parametrize("values", [2**21, 100], ids=["whole tensors", "pieces"])
+def test_weights_are_encoded_while_they_stream_in(folder, monkeypatch, kind, sizes, values):
+    monkeypatch.setattr(hf_load, "PIECE_VALUES", values)
+    mesh = None if sizes is None else make_mesh(*sizes, devices=jax.devices()[:8])
+    found, expected = paths(load_params(folder, CONFIG, mesh=mesh, quantization=kind)), paths(quantized(kind))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    if mesh is not None:
+        places = paths(parameter_shardings(quantized(kind), mesh))
+        assert all(found[path].sharding.is_equivalent_to(place, found[path].ndim) for path, place in places.items())
+
+
+def test_codes_of_a_file_in_bfloat16_are_those_of_its_values(tmp_path):
+    save_params(tmp_path / "short", CONFIG, params(), dtype="bfloat16")
+    exact = load_params(tmp_path / "short", CONFIG, "float32")
+    small = load_params(tmp_path / "short", CONFIG, "bfloat16", quantization="int8")
+    for path, leaf in paths(quantize_params(exact, "int8")).items():
+        found = paths(small)[path]
+        is_matrix = path.endswith(("_int8", "_scale"))
+        assert found.dtype == (leaf.dtype if is_matrix else jnp.bfloat16), path
+        np.testing.assert_array_equal(found, leaf if is_matrix else leaf.astype(jnp.bfloat16), err_msg=path)
 
 
 # Mismatch.

@@ -1,0 +1,264 @@
+"""How much memory and time a run will need, from its configuration alone, before any weight is there.
+
+In: a run's configuration, the sizes of its model, a kind of chip and their number. Out: bytes a device by purpose at
+the two peaks (update, sampling) and hours. Parameters and optimizer state are counted leaf by leaf as they will be
+split; activations, caches and times follow formulas (docs/models.md). Judges, evaluation and compiling are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.sharding import AbstractMesh, AxisType
+
+from ditto_jax.config import RunConfig
+from ditto_jax.errors import ConfigError
+from ditto_jax.objective import make_objective
+from ditto_jax.policy import find_policy
+from ditto_jax.state import TrainState, make_optimizer, state_shardings
+from model.config import ModelConfig
+from model.hf_io import load_config
+from model.hf_layout import param_shapes
+from model.lora import init_adapters
+from model.partition import MESH_AXES, parameter_shardings
+from model.presets import PRESETS
+from model.quantization import quantize_params
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """memory: bytes a program may use. flops: of dense products in the short dtype, a second. bandwidth: bytes/s."""
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+
+
+# Makers' specifications.
+CHIPS: Mapping[str, Chip] = {
+    "t4": Chip("T4", 15 * GIB, 65e12, 0.32e12),
+    "rtx4080": Chip("RTX 4080", 16 * GIB, 97e12, 0.717e12),
+    "rtx4090": Chip("RTX 4090", 24 * GIB, 165e12, 1.008e12),
+    "h100": Chip("H100", 80 * GIB, 989e12, 3.35e12),
+    "h200": Chip("H200", 139 * GIB, 989e12, 4.8e12),
+    "v5e": Chip("TPU v5e", 15.75 * GIB, 197e12, 0.82e12),
+    "v5p": Chip("TPU v5p", 95 * GIB, 459e12, 2.77e12),
+    "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1.64e12),
+}
+
+RUNTIME = 0.5 * GIB  # what the driver and the compiled programs take
+# What is reached of the specification, and what a run is like where its configuration does not say.
+PREFILL_EFFICIENCY, UPDATE_EFFICIENCY, DECODE_EFFICIENCY = 0.5, 0.4, 0.65
+ROWS_IN_USE = 0.6  # of the sampler's rows, lengths being uneven
+REFINED_SHARE = 0.5  # of the drafts get feedback
+PROMPT_SHARE, REPLY_SHARE = 0.75, 0.5  # mean length over the largest bucket, and over the longest reply
+FEEDBACK_TOKENS = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes a device: what lies there always (`held`) and at either peak; seconds a step; steps; devices."""
+
+    chip: Chip
+    devices: int
+    held: Mapping[str, float]
+    update: Mapping[str, float]
+    sampling: Mapping[str, float]
+    step_seconds: Mapping[str, float]
+    steps: int
+
+    @property
+    def peak(self) -> float:
+        return sum(self.held.values()) + max(sum(self.update.values()), sum(self.sampling.values()))
+
+    @property
+    def hours(self) -> float:
+        return self.steps * sum(self.step_seconds.values()) / 3600
+
+    def lines(self) -> list[str]:
+        """Returns the prediction in words: what it is for, memory, time."""
+        held = " + ".join(f"{name} {_gib(size)}" for name, size in self.held.items())
+        times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.step_seconds.items())
+        update, sampling = (_gib(sum(part.values())) for part in (self.update, self.sampling))
+        where = f"{self.devices} x {self.chip.name}"
+        return [
+            f"Predicted for {where}: {_gib(self.peak)} of {_gib(self.chip.memory)} GiB a device,",
+            f"{held}, then {update} to update or {sampling} to sample;",
+            f"{self.hours:.1f} hours for {self.steps} steps ({times} a step) without judge, evaluation and compiling.",
+        ]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}"
+
+
+def model_of(config: RunConfig) -> ModelConfig:
+    """Returns the sizes of a run's model: of its folder, or the published ones of that name, in the run's dtypes."""
+    name = Path(config.model_name_or_path).name.lower()
+    if name in PRESETS and not Path(config.model_name_or_path).expanduser().is_dir():
+        return dataclasses.replace(PRESETS[name], param_dtype=config.param_dtype, compute_dtype=config.dtype)
+    folder = find_policy(config.model_name_or_path)
+    return load_config(folder, param_dtype=config.param_dtype, compute_dtype=config.dtype)
+
+
+def make_plan(config: RunConfig, model: ModelConfig, chip: Chip, devices: int) -> Plan:
+    """Returns what a run will need on `devices` chips. Raises ConfigError if its mesh does not fit them."""
+    sizes = _Sizes(config, model, _mesh_sizes(config, devices))
+    return Plan(
+        chip, devices, sizes.held(), sizes.update(), sizes.sampling(), sizes.seconds(chip), config.train.max_steps
+    )
+
+
+def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
+    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or devices % known or (-1 not in sizes and known != devices):
+        raise ConfigError(f"mesh={dict(zip(MESH_AXES, sizes, strict=True))}: does not fit {devices} devices")
+    return dict(zip(MESH_AXES, (devices // known if size == -1 else size for size in sizes), strict=True))
+
+
+class _Sizes:
+    """The run's lengths and splits; each method is one line of the plan."""
+
+    def __init__(self, config: RunConfig, model: ModelConfig, mesh: dict[str, int]):
+        self.config, self.model = config, model
+        self.mesh = AbstractMesh(tuple(mesh.values()), tuple(mesh), axis_types=(AxisType.Auto,) * len(mesh))
+        self.rows_split, self.tensor = mesh["data"] * mesh["fsdp"], mesh["tensor"]
+        self.gathers = mesh["fsdp"] > 1 or config.quantization != "none" or config.param_dtype != config.dtype
+        self.item = jnp.dtype(config.dtype).itemsize
+        self.key_bytes = 2 * model.num_kv_heads * model.head_dim * self.item / self.tensor  # of a token in a layer
+        self.refine = make_objective(config.objective).refine
+
+    # Bytes.
+
+    def trees(self) -> tuple[Any, Any]:
+        """Returns (all parameters as stored, what is trained), as shapes."""
+        shapes = {
+            path: jax.ShapeDtypeStruct(shape, self.model.param_dtype)
+            for path, shape in param_shapes(self.model).items()
+        }
+        stored = jax.eval_shape(
+            lambda tree: quantize_params(tree, self.config.quantization), unflatten_dict(shapes, sep="/")
+        )
+        lora = self.config.lora
+        if not lora.rank:
+            return stored, stored
+        return stored, jax.eval_shape(lambda: init_adapters(jax.random.key(0), self.model, lora))
+
+    def held(self) -> dict[str, float]:
+        config = self.config
+        stored, trained = self.trees()
+        optimizer = make_optimizer(config.optimizer, config.train.max_steps)
+        state = jax.eval_shape(lambda p: TrainState(p, optimizer.init(p), jnp.int32(0)), trained)
+        places = state_shardings(state, optimizer, self.mesh)  # pyright: ignore[reportArgumentType]
+        adapters = 0.0 if trained is stored else self._bytes(state.params, places.params)
+        held = {"weights": self._bytes(stored, parameter_shardings(stored, self.mesh))}  # pyright: ignore[reportArgumentType]
+        if adapters:
+            held["adapters"] = adapters
+        return {**held, "optimizer": self._bytes(state.opt_state, places.opt_state), "runtime": RUNTIME}
+
+    @staticmethod
+    def _bytes(tree: Any, places: Any) -> float:
+        sizes = jax.tree.map(lambda leaf, at: math.prod(at.shard_shape(leaf.shape)) * leaf.dtype.itemsize, tree, places)
+        return float(sum(jax.tree.leaves(sizes)))
+
+    def _layer(self) -> float:
+        """Bytes of one layer's matrices in the compute dtype, as they are gathered or decoded to be multiplied."""
+        values = sum(
+            math.prod(shape[1:])
+            for path, shape in param_shapes(self.model).items()
+            if path.startswith("layers/") and path.endswith("/kernel")
+        )
+        return values * self.item / self.tensor if self.gathers else 0.0
+
+    def update(self) -> dict[str, float]:
+        m, train = self.model, self.config.train
+        groups = math.ceil(train.micro_batch / self.rows_split)
+        prefix, width = train.prefix[-1], train.suffix[-1]
+        lanes = groups * min(train.lanes, self._rows_of_prompt())
+        tokens = groups * prefix + lanes * width
+        heads = m.num_heads / self.tensor
+        # A layer's products for its longest part: attention and MLP, forward and their gradients.
+        wide = (2 * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size) / self.tensor
+        inside = (2 * m.hidden_size + wide) * self.item
+        scores = heads * max(lanes * width * (width + prefix), groups * prefix * prefix) * 4
+        kept_layers = 1 if train.remat else m.num_layers
+        _, trained = self.trees()
+        places = parameter_shardings(trained, self.mesh)  # pyright: ignore[reportArgumentType]
+        sums = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, train.gradient_dtype), trained)
+        rows = min(train.logprob_chunk, lanes * width)
+        return {
+            "gradients": self._bytes(trained, places) + self._bytes(sums, places),
+            "layer inputs": m.num_layers * tokens * m.hidden_size * self.item,
+            "activations": 2 * kept_layers * (tokens * inside + scores) + scores,
+            "prefix keys": 2 * m.num_layers * groups * prefix * self.key_bytes,
+            "logits": 3 * rows * m.vocab_size / self.tensor * 4,
+            "one layer": self._layer(),
+        }
+
+    def sampling(self) -> dict[str, float]:
+        m, shapes, rollout = self.model, self.config.sampler, self.config.rollout
+        together = next((n for n in shapes.rows_per_prefix if n >= rollout.num_generations), shapes.rows_per_prefix[-1])
+        prefix, tail = shapes.prefix[-1], shapes.tail[-1]
+        slots = max(1, min(shapes.max_rows // together, shapes.max_prefill_tokens // prefix))
+        slots = math.ceil(slots / self.rows_split)
+        rows = slots * together
+        wide = (2 * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size) / self.tensor
+        inside = (2 * m.hidden_size + wide) * self.item
+        longest = max(slots * prefix * prefix, rows * tail * (tail + prefix))
+        merged = self.held()["weights"] if shapes.merge_adapters else 0.0
+        return {
+            "cache": m.num_layers * rows * (2 * tail + shapes.max_new_tokens) * self.key_bytes,
+            "prefix keys": m.num_layers * slots * prefix * self.key_bytes,
+            "prefill": max(slots * prefix, rows * tail) * inside + m.num_heads / self.tensor * longest * 4,
+            "logits": 3 * rows * m.vocab_size / self.tensor * 4,
+            "one layer": self._layer(),
+            **({"merged copy": merged} if merged else {}),
+        }
+
+    def _rows_of_prompt(self) -> int:
+        views = len(make_objective(self.config.objective).views)
+        return self.config.rollout.num_generations * views
+
+    # Seconds.
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Returns seconds a step by phase; work is spread evenly over the devices."""
+        m, config = self.model, self.config
+        devices = self.rows_split * self.tensor
+        prompts, drafts = (
+            config.rollout.prompts_per_step,
+            config.rollout.prompts_per_step * config.rollout.num_generations,
+        )
+        refined = drafts * REFINED_SHARE if self.refine else 0.0
+        prompt = PROMPT_SHARE * config.train.prefix[-1]
+        reply = REPLY_SHARE * config.rollout.max_completion_length
+        body = sum(math.prod(shape) for path, shape in param_shapes(m).items() if path.startswith("layers/"))
+        whole = body + m.vocab_size * m.hidden_size
+        prefilled = prompts * prompt + refined * FEEDBACK_TOKENS
+        tokens = (drafts + refined) * reply
+        weights = self.held()["weights"] * self.mesh.shape["fsdp"]  # each device multiplies with a whole layer
+        rows = config.sampler.max_rows / self.rows_split
+        keys = m.num_layers * self.key_bytes * rows * (reply / 2 + prompt / config.rollout.num_generations)
+        step = max(
+            (weights + keys) / (chip.bandwidth * DECODE_EFFICIENCY),
+            2 * whole * rows / self.tensor / (chip.flops * PREFILL_EFFICIENCY),
+        )
+        trained = prompts * prompt + (drafts + 2 * refined) * reply + refined * FEEDBACK_TOKENS
+        passes = (4 if config.lora.rank else 6) + (2 if config.train.remat else 0)
+        passes += 2 if config.train.updates_per_step > 1 else 0
+        return {
+            "prefill": 2 * body * prefilled / (devices * chip.flops * PREFILL_EFFICIENCY),
+            "decode": tokens / (config.sampler.max_rows * ROWS_IN_USE) * step,
+            "update": passes * whole * trained / (devices * chip.flops * UPDATE_EFFICIENCY),
+        }
