@@ -192,7 +192,8 @@ class _Sizes:
         wide = (2 * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size) / self.tensor
         inside = (2 * m.hidden_size + wide) * self.item
         scores = heads * max(lanes * width * (width + prefix), groups * prefix * prefix) * 4
-        kept_layers = 1 if train.remat else m.num_layers
+        # Policies that keep part of a layer are counted as keeping all of it: the figure is then an upper bound.
+        kept_layers = 1 if train.remat == "full" else m.num_layers
         _, trained = self.trees()
         places = parameter_shardings(trained, self.mesh)  # pyright: ignore[reportArgumentType]
         sums = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, train.gradient_dtype), trained)

@@ -95,7 +95,7 @@ def config_of(**changes: Any) -> RunConfig:
         "rollout": RolloutConfig(prompts_per_step=4, num_generations=8, max_completion_length=64),
         "sampler": SamplerShapes(prefix=(256,), tail=(32,), max_new_tokens=64, max_rows=16, rows_per_prefix=(8,)),
         "mesh": MeshConfig(1, 1, 1),
-        "train": TrainConfig(micro_batch=2, lanes=4, prefix=(256,), suffix=(128,), remat=True, logprob_chunk=256),
+        "train": TrainConfig(micro_batch=2, lanes=4, prefix=(256,), suffix=(128,), remat="full", logprob_chunk=256),
     }
     return RunConfig(**{**values, **changes})
 
@@ -148,7 +148,7 @@ def test_devices_share_what_is_held():
     [
         {"lora": LoraConfig(rank=8)},
         {},
-        {"lora": LoraConfig(rank=8), "train": dataclasses.replace(config_of().train, remat=False)},
+        {"lora": LoraConfig(rank=8), "train": dataclasses.replace(config_of().train, remat="none")},
         {"lora": LoraConfig(rank=8), "train": dataclasses.replace(config_of().train, prefix=(32,), suffix=(512,))},
     ],
     ids=["adapters", "all parameters", "without remat", "long replies"],
