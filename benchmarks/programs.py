@@ -158,7 +158,7 @@ class Programs:
             self.model,
             OBJECTIVES["grpo"],
             anchor_is_current=False,
-            remat=True,
+            remat="full",
             logprob_chunk=self.sizes.logprob_chunk,
             lora=self.lora,
         )

@@ -194,7 +194,9 @@ class Engine:
             await asyncio.gather(*tasks, server, return_exceptions=True)
             self._pending.clear()
 
-    async def _play_one(self, index: int, attempt: Attempt, judged) -> ResultT:
+    async def _play_one(
+        self, index: int, attempt: Attempt, judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]]
+    ) -> ResultT:
         ports = _EpisodePorts(self, index, attempt)
         conversation, reason = None, ""
         try:

@@ -256,7 +256,7 @@ class _Sizes:
             2 * whole * rows / self.tensor / (chip.flops * PREFILL_EFFICIENCY),
         )
         trained = prompts * prompt + (drafts + 2 * refined) * reply + refined * FEEDBACK_TOKENS
-        passes = (4 if config.lora.rank else 6) + (2 if config.train.remat else 0)
+        passes = (4 if config.lora.rank else 6) + (2 if config.train.remat != "none" else 0)
         passes += 2 if config.train.updates_per_step > 1 else 0
         return {
             "prefill": 2 * body * prefilled / (devices * chip.flops * PREFILL_EFFICIENCY),

@@ -29,7 +29,7 @@ EXIT_CODES = {
 _OUT_OF_MEMORY = """out of memory: {what}
 Lower what a step holds at once, in this order:
   --train.micro_batch     down  rows of one update are processed in more pieces; the result is the same
-  --train.remat                 activations are computed again instead of kept
+  --train.remat full            activations are computed again instead of kept
   --sampler.max_rows      down  fewer replies are decoded side by side
   --train.logprob_chunk   down  fewer positions have their vocabulary scores in memory together
   --rollout.max_completion_length, --train.prefix, --train.suffix  down  shorter rows
