@@ -73,6 +73,13 @@ def test_a_preset_states_what_the_command_in_its_comment_prints(preset, capsys):
 
 
 @pytest.mark.parametrize("preset", PLANNED, ids=lambda path: path.stem)
+def test_the_table_of_the_documents_has_the_figures_of_the_plan(preset):
+    plan, table = plan_of(preset), (preset.parent.parent / "docs" / "models.md").read_text()
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{preset.stem}` |")]
+    assert row.endswith(f"| {plan.peak / 2**30:.1f} GiB | {plan.hours:.1f} |")
+
+
+@pytest.mark.parametrize("preset", PLANNED, ids=lambda path: path.stem)
 def test_a_preset_fits_its_chip_with_a_tenth_to_spare(preset):
     plan = plan_of(preset)
     assert plan.peak <= 0.9 * plan.chip.memory

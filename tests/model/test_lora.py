@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -139,6 +140,22 @@ def test_each_adapter_acts_alone_and_the_comparison_notices_another_scale(target
     np.testing.assert_allclose(found, of_sequences(merged(lora)), atol=2e-5)
     wrong = of_sequences(merge(params(), trained(lora), other))
     assert np.abs(found - wrong).max() > 2e-4
+
+
+def test_adapters_stand_beside_biases_and_norms_of_heads():
+    config = dataclasses.replace(CONFIG, family="qwen3", qkv_bias=True, output_bias=True, qk_norm=True, head_dim=12)
+    rng = np.random.default_rng(6)
+    drawn = quickly_compiled(llama.init, static_argnums=1)(jax.random.key(0), config)
+    base = jax.tree.map(lambda leaf: leaf + rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), drawn)
+    adapters = init_adapters(jax.random.key(1), config, LORA)
+    adapters = jax.tree.map(lambda leaf: leaf + rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), adapters)
+    ids = some_ids(7, 20)[None]
+    found, expected, plain = (
+        llama.apply(weights, config, ids)
+        for weights in (combine(base, adapters, LORA), merge(base, adapters, LORA), base)
+    )
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+    assert np.abs(found - plain).max() > 0.1
 
 
 def test_merging_leaves_what_has_no_adapter_uncopied():
