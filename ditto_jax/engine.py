@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -189,9 +189,10 @@ class Engine:
             await server
             return results
         finally:
-            for task in (*tasks, server):
+            everything: list[asyncio.Task[Any]] = [*tasks, server]
+            for task in everything:
                 task.cancel()
-            await asyncio.gather(*tasks, server, return_exceptions=True)
+            await asyncio.gather(*everything, return_exceptions=True)
             self._pending.clear()
 
     async def _play_one(
