@@ -27,7 +27,7 @@ from model.config import ModelConfig
 from model.hf_io import load_config
 from model.hf_layout import param_shapes
 from model.lora import init_adapters
-from model.partition import MESH_AXES, parameter_shardings
+from model.partition import MESH_AXES, mesh_sizes, parameter_shardings
 from model.presets import PRESETS
 from model.quantization import quantize_params
 
@@ -120,11 +120,12 @@ def make_plan(config: RunConfig, model: ModelConfig, chip: Chip, devices: int) -
 
 
 def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
-    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
-    known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) > 1 or devices % known or (-1 not in sizes and known != devices):
-        raise ConfigError(f"mesh={dict(zip(MESH_AXES, sizes, strict=True))}: does not fit {devices} devices")
-    return dict(zip(MESH_AXES, (devices // known if size == -1 else size for size in sizes), strict=True))
+    sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    try:
+        return mesh_sizes(*sizes, devices)
+    except ValueError:
+        named = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ConfigError(f"mesh={named}: does not fit {devices} devices") from None
 
 
 class _Sizes:
@@ -137,7 +138,10 @@ class _Sizes:
         self.gathers = mesh["fsdp"] > 1 or config.quantization != "none" or config.param_dtype != config.dtype
         self.item = jnp.dtype(config.dtype).itemsize
         self.key_bytes = 2 * model.num_kv_heads * model.head_dim * self.item / self.tensor  # of a token in a layer
-        self.refine = make_objective(config.objective).refine
+        # Of a token in a layer: the products of attention and MLP, its longest part.
+        wide = 2 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
+        self.inside = (2 * model.hidden_size + wide / self.tensor) * self.item
+        self.objective = make_objective(config.objective)
 
     # Bytes.
 
@@ -188,9 +192,6 @@ class _Sizes:
         lanes = groups * min(train.lanes, self._rows_of_prompt())
         tokens = groups * prefix + lanes * width
         heads = m.num_heads / self.tensor
-        # A layer's products for its longest part: attention and MLP, forward and their gradients.
-        wide = (2 * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size) / self.tensor
-        inside = (2 * m.hidden_size + wide) * self.item
         scores = heads * max(lanes * width * (width + prefix), groups * prefix * prefix) * 4
         # Policies that keep part of a layer are counted as keeping all of it: the figure is then an upper bound.
         kept_layers = 1 if train.remat == "full" else m.num_layers
@@ -201,7 +202,7 @@ class _Sizes:
         return {
             "gradients": self._bytes(trained, places) + self._bytes(sums, places),
             "layer inputs": m.num_layers * tokens * m.hidden_size * self.item,
-            "activations": 2 * kept_layers * (tokens * inside + scores) + scores,
+            "activations": 2 * kept_layers * (tokens * self.inside + scores) + scores,
             "prefix keys": 2 * m.num_layers * groups * prefix * self.key_bytes,
             "logits": 3 * rows * m.vocab_size / self.tensor * 4,
             "one layer": self._layer(),
@@ -214,22 +215,19 @@ class _Sizes:
         slots = max(1, min(shapes.max_rows // together, shapes.max_prefill_tokens // prefix))
         slots = math.ceil(slots / self.rows_split)
         rows = slots * together
-        wide = (2 * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim + 3 * m.intermediate_size) / self.tensor
-        inside = (2 * m.hidden_size + wide) * self.item
         longest = max(slots * prefix * prefix, rows * tail * (tail + prefix))
         merged = self.held()["weights"] if shapes.merge_adapters else 0.0
         return {
             "cache": m.num_layers * rows * (2 * tail + shapes.max_new_tokens) * self.key_bytes,
             "prefix keys": m.num_layers * slots * prefix * self.key_bytes,
-            "prefill": max(slots * prefix, rows * tail) * inside + m.num_heads / self.tensor * longest * 4,
+            "prefill": max(slots * prefix, rows * tail) * self.inside + m.num_heads / self.tensor * longest * 4,
             "logits": 3 * rows * m.vocab_size / self.tensor * 4,
             "one layer": self._layer(),
             **({"merged copy": merged} if merged else {}),
         }
 
     def _rows_of_prompt(self) -> int:
-        views = len(make_objective(self.config.objective).views)
-        return self.config.rollout.num_generations * views
+        return self.config.rollout.num_generations * len(self.objective.views)
 
     # Seconds.
 
@@ -237,11 +235,9 @@ class _Sizes:
         """Returns seconds a step by phase; work is spread evenly over the devices."""
         m, config = self.model, self.config
         devices = self.rows_split * self.tensor
-        prompts, drafts = (
-            config.rollout.prompts_per_step,
-            config.rollout.prompts_per_step * config.rollout.num_generations,
-        )
-        refined = drafts * REFINED_SHARE if self.refine else 0.0
+        prompts = config.rollout.prompts_per_step
+        drafts = prompts * config.rollout.num_generations
+        refined = drafts * REFINED_SHARE if self.objective.refine else 0.0
         prompt = PROMPT_SHARE * config.train.prefix[-1]
         reply = REPLY_SHARE * config.rollout.max_completion_length
         body = sum(math.prod(shape) for path, shape in param_shapes(m).items() if path.startswith("layers/"))

@@ -129,7 +129,7 @@ def _shards(mesh: Mesh | None) -> int:
 
 @dataclasses.dataclass
 class _Row:
-    """A request that is being decoded: what it has drawn, and the ring columns that its prompt took."""
+    """A request that is being decoded, and what it has drawn."""
 
     request: int
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -142,6 +142,7 @@ class _Call:
 
     def __init__(self, sampler: Sampler, plan: SlotPlan, params, requests, sampling, stop_strings, kept: Prefix | None):
         self._sampler = sampler
+        self._shards = _shards(sampler.mesh)
         self._plan = plan
         self._params = params
         self._unstacked = sampler.unstacks_layers
@@ -203,7 +204,7 @@ class _Call:
 
     def _admit(self, free: Sequence[int]) -> Drawn:
         """Fills free slots from those that wait, each from its own shard's part of the batch."""
-        plan, shards = self._plan, _shards(self._sampler.mesh)
+        plan, shards = self._plan, self._shards
         copies = self._waiting[0].kept is not None
         wanted = min(len(free), sum((slot.kept is not None) == copies for slot in self._waiting))
         size = next((n for n in reversed(plan.admissions) if n >= wanted), plan.admissions[0])
@@ -231,10 +232,10 @@ class _Call:
     def _kept_shard(self, slot: int) -> tuple[int, int]:
         """(shard, slot within it) of a slot of the call before."""
         assert self._kept is not None
-        return divmod(slot, self._kept.valid.shape[0] // _shards(self._sampler.mesh))
+        return divmod(slot, self._kept.valid.shape[0] // self._shards)
 
     def _prompts(self, size: int, chosen: Sequence[tuple[int, int, Slot]]) -> PromptBatch:
-        plan, shards = self._plan, _shards(self._sampler.mesh)
+        plan, shards = self._plan, self._shards
         rows = size * plan.rows_per_slot
         prefix_ids = np.zeros((size, plan.prefix), np.int32)
         prefix_length = np.zeros(size, np.int32)
@@ -268,7 +269,7 @@ class _Call:
 
     def _shrink(self) -> None:
         """Leaves empty slots behind once nothing waits for them."""
-        shards, per_slot = _shards(self._sampler.mesh), self._plan.rows_per_slot
+        shards, per_slot = self._shards, self._plan.rows_per_slot
         taken = sorted({row // per_slot for row in self._rows})
         own = [[slot for slot in taken if slot * shards // self._slots == shard] for shard in range(shards)]
         fits = [n for n in self._plan.fewer_slots if n < self._slots and max(map(len, own)) <= n // shards]

@@ -26,9 +26,6 @@ def main(args: list[str], command: list[str]) -> int:
     ]
     description = "Say what this machine has for a run with these settings, and check that jax computes correctly."
     parsed = parse(RunConfig, args, "doctor", description, [("skip_canaries", skip, False)])
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     console = Console(highlight=False)
     environment.use_compile_cache()
     _print_facts(console, parsed.config)

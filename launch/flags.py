@@ -34,7 +34,6 @@ class Parsed(Generic[ConfigT]):
 
     config: ConfigT
     options: Mapping[str, Any]
-    explanation: str | None
 
 
 def parse(
@@ -46,8 +45,8 @@ def parse(
 ) -> Parsed[ConfigT]:
     """Returns the settings of one verb; `options` are (name, type, default), types annotated with their help.
 
-    `explanation` is set if --print_config was given. Raises ConfigError or MissingInputError; tyro exits with 2 for a
-    value of the wrong type, with 0 after --help.
+    Raises ConfigError or MissingInputError. Exits with 0 once --print_config or --help has been printed, with 2 for a
+    value of the wrong type.
     """
     paths = _config_paths(args)
     loaded, origin = load_config(cls, paths) if paths else (None, {})
@@ -63,11 +62,11 @@ def parse(
         )
     if unknown:
         raise ConfigError(_unknown(unknown, flags))
-    explanation = None
     if flags.print_config:
         before = loaded if loaded is not None else load_config(cls, [])[0]
-        explanation = explain(flags.settings, origin, before)
-    return Parsed(flags.settings, {name: getattr(flags, name) for name, _, _ in options}, explanation)
+        print(explain(flags.settings, origin, before))
+        sys.exit(0)
+    return Parsed(flags.settings, {name: getattr(flags, name) for name, _, _ in options})
 
 
 @contextlib.contextmanager

@@ -66,9 +66,6 @@ def main(args: list[str], command: list[str]) -> int:
     from launch.flags import parse
 
     parsed = parse(SampleConfig, args, "sample", "Print what a policy writes after a prompt.")
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     environment.use_compile_cache()
     _print(sample(parsed.config))
     return 0

@@ -22,9 +22,6 @@ def train(args: list[str], command: list[str]) -> int:
     from ditto_jax.config import RunConfig
 
     parsed = parse(RunConfig, args, "train", "Train a policy with verbal feedback. The same command continues a run.")
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     environment.use_compile_cache()
     from ditto_jax.loop import train
 
@@ -43,9 +40,6 @@ def evaluate(args: list[str], command: list[str]) -> int:
     parsed = parse(
         RunConfig, args, "eval", "Measure a policy on the tasks of `evaluation.tasks`.", [("fail_under", gate, None)]
     )
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     environment.use_compile_cache()
     from ditto_jax.evaluation_run import run_evaluation
 
@@ -59,9 +53,6 @@ def sft(args: list[str], command: list[str]) -> int:
     from ditto_jax.sft_run import SFTConfig, run_sft
 
     parsed = parse(SFTConfig, args, "sft", "Train a small policy from scratch on worked replies of the generators.")
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     environment.use_compile_cache()
     print(f"policy: {run_sft(parsed.config, command)}")
     return 0
@@ -73,9 +64,6 @@ def export(args: list[str], command: list[str]) -> int:
     from ditto_jax.export import ExportConfig, export_run
 
     parsed = parse(ExportConfig, args, "export", "Write the adapters of a run for PEFT, or a whole model (--merged).")
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     print(f"exported: {export_run(parsed.config)}")
     return 0
 
@@ -90,9 +78,6 @@ def plan(args: list[str], command: list[str]) -> int:
     parsed = parse(
         RunConfig, args, "plan", "Predict memory and time of a run.", [("chip", chip, "h100"), ("devices", count, 1)]
     )
-    if parsed.explanation is not None:
-        print(parsed.explanation)
-        return 0
     from ditto_jax.memory_plan import CHIPS, make_plan, model_of
 
     name, devices = parsed.options["chip"], parsed.options["devices"]

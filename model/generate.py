@@ -106,9 +106,7 @@ def _empty_cache(config: ModelConfig, rows: int, width: int) -> Cache:
     return Cache(*_empty_keys(config, rows, width), jnp.full((rows, width), -1, jnp.int32), jnp.int32(0))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "sampling", "stop_ids", "shards"), donate_argnames="state", inline=False
-)
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "shards"), donate_argnames="state")
 def admit(
     params: Params,
     state: DecodeState,
@@ -289,9 +287,7 @@ def widen(cache: Cache, *, width: int) -> Cache:
     return Cache(k, v, unrolled(cache.positions, -1, -1), column)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "sampling", "stop_ids", "steps"), donate_argnames="state", inline=False
-)
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "steps"), donate_argnames="state")
 def decode_chunk(
     params: Params,
     state: DecodeState,

@@ -293,13 +293,21 @@ def extend(
     return hidden, Cache(keys.k, keys.v, table, column)
 
 
-def make_prefix(
+def run_prefix(
     params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: Remat = "none"
-) -> Prefix:
-    """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
+) -> tuple[jax.Array, Prefix]:
+    """Returns the final hidden states [N, P, E] and the keys of right-padded prefixes. Differentiable.
+
+    ids int32[N, P], valid bool[N, P].
+    """
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    _, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
-    return Prefix(keys.k, keys.v, valid)
+    hidden, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
+    return hidden, Prefix(keys.k, keys.v, valid)
+
+
+def make_prefix(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array) -> Prefix:
+    """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
+    return run_prefix(params, config, ids, valid)[1]
 
 
 class Head(NamedTuple):
@@ -319,12 +327,16 @@ def head_of(params: Params, config: ModelConfig) -> tuple[Head, int]:
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V]; the head multiplies in the compute dtype and accumulates in float32."""
-    head, axis = head_of(params, config)
+    return head_product(*head_of(params, config), hidden)
+
+
+def head_product(head: Head, axis: int, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V] of a head whose `axis` meets the hidden states (`head_of`)."""
     if head.scale is not None:
         scores = int8_product(hidden, head.matrix, head.scale, axis)
     else:
         scores = contract(hidden, head.matrix.astype(hidden.dtype), axis)
-    return scores if config.tie_embeddings else split_logits(scores)
+    return scores if axis == -1 else split_logits(scores)
 
 
 @functools.partial(jax.jit, static_argnames="config")

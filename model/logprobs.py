@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.llama import Params, Prefix, forward
+from model.llama import Params, Prefix, forward, run_prefix
 from model.remat import Remat
 from model.token_scores import CHUNK, TokenScores, token_scores
 
@@ -97,9 +97,7 @@ def grouped_and_prefix_logprobs(
 def _prefix_of(params, config, grouped: GroupedIds, remat: Remat) -> tuple[jax.Array, Prefix]:
     ids = grouped.prefix_ids
     valid = jnp.arange(ids.shape[1]) < grouped.prefix_length[:, None]
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
-    return hidden, Prefix(keys.k, keys.v, valid)
+    return run_prefix(params, config, ids, valid, remat=remat)
 
 
 def _suffix_scores(

@@ -68,19 +68,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[Any]
     Raises ValueError if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    grid = np.asarray(devices).reshape(tuple(sizes.values()))
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> dict[str, int]:
+    """Returns the size of each mesh axis over so many devices; one may be given as -1 and takes what is left.
+
+    Raises ValueError if the sizes do not multiply to the number of devices.
+    """
     sizes = [data, fsdp, tensor]
     named = dict(zip(MESH_AXES, sizes, strict=True))
     if sum(size == -1 for size in sizes) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise ValueError(f"mesh {named}: sizes are positive and at most one is -1")
-    known = int(np.prod([size for size in sizes if size != -1]))
-    if -1 in sizes:
-        if len(devices) % known:
-            raise ValueError(f"mesh {named}: {len(devices)} devices are not divisible by {known}")
-        sizes[sizes.index(-1)] = len(devices) // known
-    elif known != len(devices):
-        raise ValueError(f"mesh {named}: needs {known} devices, {len(devices)} are present; set one size to -1")
-    grid = np.asarray(devices).reshape(sizes)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 not in sizes and known != devices:
+        raise ValueError(f"mesh {named}: needs {known} devices, {devices} are present; set one size to -1")
+    if devices % known:
+        raise ValueError(f"mesh {named}: {devices} devices are not divisible by {known}")
+    return {axis: devices // known if size == -1 else size for axis, size in named.items()}
 
 
 def parameter_spec(path: tuple[Any, ...]) -> PartitionSpec:

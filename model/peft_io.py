@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from model.config import ModelConfig
 from model.errors import WeightsError
+from model.hf_files import read_json
 from model.hf_layout import tensor_plan
 from model.lora import TARGETS, LoraConfig, adapter_shapes
 from model.quantization import flat
@@ -134,12 +135,7 @@ def _lora_config(file: Path, dtype: str) -> LoraConfig:
     advice = "name a folder that PEFT has saved"
     if not file.is_file():
         raise WeightsError(file, None, "the settings of an adapter", "no such file", advice)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(file, None, "JSON", str(error), _FETCH_AGAIN) from error
-    if not isinstance(values, dict):
-        raise WeightsError(file, None, "a JSON object", type(values).__name__, _FETCH_AGAIN)
+    values = read_json(file)
     for name, plain in _PLAIN.items():
         if values.get(name, plain[0]) not in plain:
             raise WeightsError(file, None, f"{name} one of {plain}", repr(values[name]), "only plain LoRA can be read")

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from model.config import ModelConfig
-from model.llama import Head, Params, head_of, logits
-from model.partition import split_logits
+from model.llama import Head, Params, head_of, head_product, logits
 from model.quantization import contract
 
 CHUNK = 1024
@@ -72,10 +71,7 @@ def _scores(scores: jax.Array, targets: jax.Array, entropy: bool) -> tuple[Token
 
 def _piece_scores(head: Head, hidden: jax.Array, way: _Way) -> jax.Array:
     """float32[R, V]: logits over temperature."""
-    product = contract(hidden, head.matrix.astype(hidden.dtype), way.axis)
-    if way.axis == -2:
-        product = split_logits(product)
-    return (product if head.scale is None else product * head.scale) / way.temperature
+    return head_product(head, way.axis, hidden) / way.temperature
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
