@@ -11,7 +11,7 @@ VENV := .venv
 PARITY_VENV := .venv-parity
 WHEEL_VENV := build/wheel-check/venv
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2
 
 .PHONY: quickstart test lint wheel wheel-check parity clean
 

@@ -56,3 +56,15 @@ def policy_folder(tmp_path_factory) -> Path:
     from tests.tiny_run import train_policy
 
     return train_policy(tmp_path_factory.mktemp("policy") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Gives up a file's compiled programs: each holds memory mappings, and a process may have 65,530 of them on Linux.
+
+    Without this the whole suite in one process ends in a segmentation fault.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
