@@ -18,10 +18,11 @@ from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.slots import KeptPrefix, SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
+from ditto_jax.kept_keys import KeptGroup, kept_row
+from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
-from model.generate import DecodeState, Drawn, PromptBatch, admit, compact, decode_chunk, empty_state, widen
+from model.generate import DecodeState, Drawn, Kept, PromptBatch, admit, compact, decode_chunk, empty_state, widen
 from model.llama import Params, Prefix, unstack
 from model.partition import ACTIVATION_RULES, decode_state_shardings
 from model.sampling import SamplingParams
@@ -38,16 +39,16 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """The prefixes of the last call, and the weights that their keys belong to."""
+    """What the last call left, by group, and the weights that the keys belong to."""
 
     weights: list[jax.Array]
-    prefix: Prefix
-    places: dict[int, KeptPrefix]
+    keys: Kept
+    groups: dict[int, KeptGroup]
 
-    def of(self, params: Params) -> dict[int, KeptPrefix]:
+    def of(self, params: Params) -> dict[int, KeptGroup]:
         leaves = jax.tree.leaves(params)
         same = len(leaves) == len(self.weights) and all(a is b for a, b in zip(leaves, self.weights, strict=True))
-        return self.places if same else {}
+        return self.groups if same else {}
 
 
 class Sampler:
@@ -84,11 +85,13 @@ class Sampler:
         requests: Sequence[SampleRequest],
         sampling: SamplingParams,
         stop_strings: Sequence[str] = (),
+        keep_rows: bool = False,
     ) -> Iterator[list[tuple[int, Sampled]]]:
         """Yields (request index, result) pairs as rows finish, at every chunk boundary; every request ends once.
 
-        Prefixes that the call before has run under the same weights are copied from it: that of a refined prompt
-        from its draft's. Raises ConfigError if a prompt is longer than the largest bucket or than the model's context.
+        Keys that the call before has computed under the same weights are copied from it: those of a refined prompt's
+        prefix from its draft's, and with `keep_rows` in that call those of an episode's earlier turns.
+        Raises ConfigError if a prompt is longer than the largest bucket or than the model's context.
         """
         for request in requests:
             self._check(request)
@@ -97,10 +100,12 @@ class Sampler:
             plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
             self.prefix_tokens_reused += plan.tokens_shared
             self.kept_tokens_reused += plan.tokens_kept
-            call = _Call(self, plan, params, requests, sampling, stop_strings, self._kept and self._kept.prefix)
+            call = _Call(
+                self, plan, params, requests, sampling, stop_strings, keep_rows, self._kept and self._kept.keys
+            )
             self._kept = None
             yield from call.run()
-            self._kept = _Kept(jax.tree.leaves(params), *call.prefixes())
+            self._kept = _Kept(jax.tree.leaves(params), *call.leaves_behind())
 
     def release(self) -> None:
         """Gives up the keys that were kept for the next call: before an update, which needs the memory and makes them
@@ -129,9 +134,10 @@ def _shards(mesh: Mesh | None) -> int:
 
 @dataclasses.dataclass
 class _Row:
-    """A request that is being decoded, and what it has drawn."""
+    """A request that is being decoded, how many of its tokens lie in its slot's prefix, and what it has drawn."""
 
     request: int
+    prefix_length: int
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
     drawn: int = 0
@@ -140,7 +146,17 @@ class _Row:
 class _Call:
     """One call of `generate`: the device state, who stands in which row, and who waits."""
 
-    def __init__(self, sampler: Sampler, plan: SlotPlan, params, requests, sampling, stop_strings, kept: Prefix | None):
+    def __init__(
+        self,
+        sampler: Sampler,
+        plan: SlotPlan,
+        params: Params,
+        requests: Sequence[SampleRequest],
+        sampling: SamplingParams,
+        stop_strings: Sequence[str],
+        keep_rows: bool,
+        kept: Kept | None,
+    ):
         self._sampler = sampler
         self._shards = _shards(sampler.mesh)
         self._plan = plan
@@ -150,8 +166,10 @@ class _Call:
         self._requests = requests
         self._stop_strings = stop_strings
         self._static = {"config": sampler.config, "sampling": sampling, "stop_ids": sampler.stop_ids}
+        self._keep_rows = keep_rows
         self._kept = kept
-        self._places: dict[int, KeptPrefix] = {}
+        self._prefixes: dict[int, KeptGroup] = {}
+        self._ran: dict[int, tuple[int, np.ndarray]] = {}  # by row: which request, and the tokens after the prefix
         self._waiting = deque(plan.waiting)
         self._rows: dict[int, _Row] = {}
         self._slots = plan.slots
@@ -160,9 +178,20 @@ class _Call:
         self._state = self._empty()
         self._whole_prefix: Prefix | None = None  # of all slots, once the call has left some behind
 
-    def prefixes(self) -> tuple[Prefix, dict[int, KeptPrefix]]:
-        """Returns the prefix keys of the slots' last contents, and which group's they are."""
-        return self._whole_prefix or self._state.prefix, self._places
+    def leaves_behind(self) -> tuple[Kept, dict[int, KeptGroup]]:
+        """Returns the keys of the slots' last contents, and which group's they are."""
+        prefix = self._whole_prefix or self._state.prefix
+        if not self._keep_rows:
+            return Kept(prefix, None), self._prefixes
+        positions = jax.device_get(self._state.cache.positions)
+        groups = dict(self._prefixes)
+        for row, (request, ids) in self._ran.items():
+            group = self._requests[request].group
+            if group in groups:
+                slot, start = row // self._plan.rows_per_slot, len(groups[group].ids)
+                there = kept_row(slot, row, ids, start, positions[row])
+                groups[group] = dataclasses.replace(groups[group], rows=(*groups[group].rows, there))
+        return Kept(prefix, self._state.cache), groups
 
     def run(self) -> Iterator[list[tuple[int, Sampled]]]:
         while self._waiting or self._rows:
@@ -219,9 +248,14 @@ class _Call:
         batch = self._prompts(size, chosen)
         with self._on_mesh():
             self._state, drawn = admit(
-                self._params, self._state, batch, self._kept if copies else None, **self._static, shards=shards
+                self._params, self._state, batch, self._source() if copies else None, **self._static, shards=shards
             )
         return drawn
+
+    def _source(self) -> Kept | None:
+        if self._kept is None or self._plan.history:
+            return self._kept
+        return self._kept._replace(cache=None)
 
     def _may_enter(self, content: Slot, copies: bool, shard: int) -> bool:
         """Whether a waiting slot belongs to this admission; keys are copied within their shard only."""
@@ -232,7 +266,12 @@ class _Call:
     def _kept_shard(self, slot: int) -> tuple[int, int]:
         """(shard, slot within it) of a slot of the call before."""
         assert self._kept is not None
-        return divmod(slot, self._kept.valid.shape[0] // self._shards)
+        return divmod(slot, self._kept.prefix.valid.shape[0] // self._shards)
+
+    def _kept_row(self, row: int) -> int:
+        """A row of the call before, counted within its shard."""
+        assert self._kept is not None and self._kept.cache is not None
+        return row % (self._kept.cache.positions.shape[0] // self._shards)
 
     def _prompts(self, size: int, chosen: Sequence[tuple[int, int, Slot]]) -> PromptBatch:
         plan, shards = self._plan, self._shards
@@ -245,11 +284,13 @@ class _Call:
         limits = np.zeros(rows, np.int32)
         source = np.full(plan.slots, -1, np.int32)
         kept = np.zeros(size, np.int32)
-        self._places = {g: at for g, at in self._places.items() if at.slot not in {slot for _, slot, _ in chosen}}
+        kept_rows = np.zeros(rows, np.int32)
+        kept_columns = np.full((rows, plan.history), -1, np.int32)
+        self._forget({slot for _, slot, _ in chosen})
         for index, slot, content in chosen:
             shared = content.prefix_length
             first = self._requests[content.members[0]]
-            self._places[first.group] = KeptPrefix(slot, first.ids[:shared])
+            self._prefixes[first.group] = KeptGroup(slot, first.ids[:shared])
             if content.kept is not None:
                 kept[index] = self._kept_shard(content.kept)[1]
             source[slot] = index % (size // shards)
@@ -258,14 +299,25 @@ class _Call:
             for number, member in enumerate(content.members):
                 request = self._requests[member]
                 row, place = index * plan.rows_per_slot + number, slot * plan.rows_per_slot + number
-                tail = request.ids[shared:]
+                tail = request.ids[content.known(number) :]
                 tail_length[row] = len(tail)
                 tail_ids[row, plan.tail - len(tail) :] = tail
                 keys[row], limits[row] = request.key, request.max_new_tokens
-                self._rows[place] = _Row(member)
+                self._rows[place] = _Row(member, shared)
+                if content.histories and content.histories[number][1]:
+                    there, length = content.histories[number]
+                    kept_rows[row] = self._kept_row(there.row)
+                    kept_columns[row, plan.history - length :] = there.columns[:length]
             start = slot * plan.rows_per_slot
             self._cancelled[start : start + plan.rows_per_slot] = False
-        return PromptBatch(prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source, kept)
+        return PromptBatch(
+            prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source, kept, kept_rows, kept_columns
+        )
+
+    def _forget(self, slots: set[int]) -> None:
+        """What these slots held is written over."""
+        self._prefixes = {group: at for group, at in self._prefixes.items() if at.slot not in slots}
+        self._ran = {row: ran for row, ran in self._ran.items() if row // self._plan.rows_per_slot not in slots}
 
     def _shrink(self) -> None:
         """Leaves empty slots behind once nothing waits for them."""
@@ -290,11 +342,11 @@ class _Call:
         self._cancelled[list(self._rows)] = False
 
     def _decode(self) -> Drawn:
-        if not self._waiting:
+        if not self._waiting and not self._keep_rows:
             self._shrink()
         chunk = self._sampler.shapes.chunk
         oldest = max(min(row.drawn + chunk, self._requests[row.request].max_new_tokens) for row in self._rows.values())
-        needed = self._plan.tail + oldest
+        needed = self._plan.history + self._plan.tail + oldest
         rows = len(self._cancelled)
         enough = rows
         if self._waiting:  # as many finished rows as make room for the next admission
@@ -325,6 +377,9 @@ class _Call:
                 continue
             del self._rows[place]
             self._cancelled[place] = True
+            if self._keep_rows:  # the token drawn last was never run
+                ran = np.concatenate([self._requests[row.request].ids[row.prefix_length :], *row.tokens])[:-1]
+                self._ran[place] = row.request, ran
             finished.append((row.request, self._result(row, cut)))
         return finished
 

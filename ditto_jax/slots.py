@@ -13,6 +13,7 @@ import numpy as np
 
 from ditto_jax.chat import common_prefix
 from ditto_jax.errors import ConfigError
+from ditto_jax.kept_keys import NOTHING_KEPT, KeptGroup, KeptRow, longest_kept
 
 _RING_STEPS = 4  # attention reads the whole ring, so a long one grows to its full width in so many steps
 _SHRINK = (2, 4, 8)  # parts of the slots in which the last rows of a call are decoded
@@ -85,20 +86,18 @@ def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
 class Slot:
     """Up to `SlotPlan.rows_per_slot` requests of one group, decoded side by side over one prefix.
 
-    kept: the slot of an earlier call that holds the prefix's keys; None if they have to be computed.
+    kept: the slot of an earlier call that holds the prefix's keys; None if they have to be computed. histories: for
+    each member the kept row that holds keys of the tokens after the prefix, and how many of them; empty if none does.
     """
 
     members: tuple[int, ...]
     prefix_length: int
     kept: int | None = None
+    histories: tuple[tuple[KeptRow, int], ...] = ()
 
-
-@dataclasses.dataclass(frozen=True)
-class KeptPrefix:
-    """Where an earlier call of the same weights left the keys of a group's prefix, and of which ids."""
-
-    slot: int
-    ids: np.ndarray
+    def known(self, number: int) -> int:
+        """How many tokens of a member have keys already, its prefix included."""
+        return self.prefix_length + (self.histories[number][1] if self.histories else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +105,10 @@ class SlotPlan:
     """How one sampler call is laid out.
 
     waiting: the slots' contents in the order in which they are admitted. slots: how many are decoded together, a
-    multiple of `shards`. fewer_slots: descending sizes to which they shrink once nothing waits. prefix, tail: widths
-    of an admission. ring: ascending widths of the rows' own keys. admissions: how many slots are filled at once, the
-    first time and later. tokens_shared, tokens_kept: prompt tokens that are not run again, because a group shares
-    them or an earlier call has run them.
+    multiple of `shards`. fewer_slots: descending sizes to which they shrink once nothing waits. prefix, history, tail:
+    widths of an admission; history is 0 where no row continues one of an earlier call. ring: ascending widths of the
+    rows' own keys. admissions: how many slots are filled at once, the first time and later. tokens_shared, tokens_kept:
+    prompt tokens that are not run again, because a group shares them or an earlier call has run them.
     """
 
     waiting: tuple[Slot, ...]
@@ -117,6 +116,7 @@ class SlotPlan:
     slots: int
     fewer_slots: tuple[int, ...]
     prefix: int
+    history: int
     tail: int
     ring: tuple[int, ...]
     admissions: tuple[int, int]
@@ -128,7 +128,7 @@ def plan_slots(
     requests: Sequence[SampleRequest],
     shapes: SamplerShapes,
     shards: int = 1,
-    kept: Mapping[int, KeptPrefix] | None = None,
+    kept: Mapping[int, KeptGroup] | None = None,
 ) -> SlotPlan:
     """Returns the layout of a call; `shards` is how many devices the slots are split over, `kept` what is there by
     group.
@@ -141,24 +141,15 @@ def plan_slots(
     largest = max(map(len, groups.values()))
     rows_per_slot = next((rows for rows in shapes.rows_per_prefix if rows >= largest), largest)
     rows_per_slot = min(rows_per_slot, shapes.rows_per_prefix[-1], shapes.max_rows)
-    prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
-    limit = _prefix_limit(requests, groups, prefixes, shapes)
-    waiting, tokens_shared, tokens_kept = [], 0, 0
-    for group, members in groups.items():
-        shared, place = min(prefixes[group], limit), None
-        known = _known(kept, group, [requests[i].ids for i in members], shared, shapes)
-        if known is not None and kept is not None:
-            shared, place = known, kept[group].slot
-            tokens_kept += shared
-        tokens_shared += shared * (len(members) - 1)
-        for start in range(0, len(members), rows_per_slot):
-            waiting.append(Slot(tuple(members[start : start + rows_per_slot]), shared, place))
+    waiting = _contents(requests, groups, rows_per_slot, shapes, kept or {})
     waiting.sort(key=lambda slot: slot.kept is None)  # an admission either computes its prefixes or copies them
 
     slots = _multiple(max(1, shapes.max_rows // rows_per_slot), shards)
-    prefix = bucket(max(1, *(slot.prefix_length for slot in waiting), 1), shapes.prefix, "sampler.prefix")
-    longest_tail = max(len(requests[i].ids) - slot.prefix_length for slot in waiting for i in slot.members)
-    tail = bucket(longest_tail, shapes.tail, "sampler.tail")
+    longest_prefix = max(slot.prefix_length for slot in waiting)
+    prefix = bucket(longest_prefix, shapes.prefix, "sampler.prefix") if longest_prefix else 0
+    longest_history = max((length for slot in waiting for _, length in slot.histories), default=0)
+    history = bucket(longest_history, shapes.tail, "sampler.tail") if longest_history else 0
+    tail = bucket(_longest_tail(requests, waiting), shapes.tail, "sampler.tail")
     # Attention scores of a prefill grow with rows times length squared: long prompts go a few at a time.
     at_once = _multiple(max(1, min(slots, shapes.max_prefill_tokens // (prefix + rows_per_slot * tail))), shards)
     return SlotPlan(
@@ -167,16 +158,83 @@ def plan_slots(
         slots=slots,
         fewer_slots=tuple(slots // part for part in _SHRINK if slots % (part * shards) == 0) if shapes.shrink else (),
         prefix=prefix,
+        history=history,
         tail=tail,
-        ring=_ring_widths(tail, shapes),
+        ring=_ring_widths(history + tail, shapes),
         admissions=(at_once, _multiple(max(1, at_once // 8), shards)),
-        tokens_shared=tokens_shared,
-        tokens_kept=tokens_kept,
+        tokens_shared=sum(slot.prefix_length * len(slot.members) for slot in waiting) - _once(waiting, requests),
+        tokens_kept=_once([slot for slot in waiting if slot.kept is not None], requests)
+        + sum(length for slot in waiting for _, length in slot.histories),
     )
 
 
+def _once(waiting: Sequence[Slot], requests: Sequence[SampleRequest]) -> int:
+    """Returns the prefix tokens of the groups, each group counted once."""
+    return sum({requests[slot.members[0]].group: slot.prefix_length for slot in waiting}.values())
+
+
+def _longest_tail(requests: Sequence[SampleRequest], waiting: Sequence[Slot]) -> int:
+    return max(len(requests[i].ids) - slot.known(n) for slot in waiting for n, i in enumerate(slot.members))
+
+
+def _contents(
+    requests: Sequence[SampleRequest],
+    groups: Mapping[int, list[int]],
+    rows_per_slot: int,
+    shapes: SamplerShapes,
+    kept: Mapping[int, KeptGroup],
+) -> list[Slot]:
+    """Returns the slots of all groups; rows continue those of an earlier call if that leaves half the tokens or fewer.
+
+    It is decided for all rows together, for one long tail makes every tail as wide.
+    """
+    prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
+    longest = max(len(request.ids) for request in requests)
+    # A row without neighbours needs no prefix apart: its attention then reads one array of keys and not two.
+    lone = rows_per_slot == 1 and longest <= shapes.tail[-1]
+    limit = 0 if lone else _prefix_limit(requests, groups, prefixes, shapes)
+    afresh, continued = [], []
+    for group, members in groups.items():
+        sequences = [requests[i].ids for i in members]
+        shared, place = min(prefixes[group], limit), None
+        known = _known(kept, group, sequences, prefixes[group] if lone else shared, shapes)
+        if known is not None:
+            shared, place = known, kept[group].slot
+        plain = [
+            Slot(tuple(members[start : start + rows_per_slot]), shared, place)
+            for start in range(0, len(members), rows_per_slot)
+        ]
+        afresh += plain
+        continued += _continuing(members, requests, kept[group], rows_per_slot) if group in kept else plain
+    worth = 2 * _longest_tail(requests, continued) <= _longest_tail(requests, afresh)
+    return continued if worth else afresh
+
+
+def _continuing(
+    members: Sequence[int], requests: Sequence[SampleRequest], kept: KeptGroup, rows_per_slot: int
+) -> list[Slot]:
+    """Returns slots over the earlier call's prefix, as far as all members share it, whose members go on where rows of
+    that call ended.
+
+    Members that continue rows of one slot stay together, so that keys stay on their device.
+    """
+    start = min(common_prefix(kept.ids, requests[i].ids[:-1]) for i in members)
+    places: dict[int, list[int]] = {}
+    found: dict[int, tuple[KeptRow, int]] = {}
+    for member in members:
+        rows = kept.rows if start == len(kept.ids) else ()
+        found[member] = longest_kept(rows, requests[member].ids[start:]) or (NOTHING_KEPT, 0)
+        places.setdefault(found[member][0].slot if found[member][1] else kept.slot, []).append(member)
+    chunks = [
+        (place, tuple(own[first : first + rows_per_slot]))
+        for place, own in places.items()
+        for first in range(0, len(own), rows_per_slot)
+    ]
+    return [Slot(chunk, start, place, tuple(found[i] for i in chunk)) for place, chunk in chunks]
+
+
 def _known(
-    kept: Mapping[int, KeptPrefix] | None,
+    kept: Mapping[int, KeptGroup],
     group: int,
     sequences: Sequence[np.ndarray],
     shared: int,
@@ -186,7 +244,7 @@ def _known(
 
     What the group shares beyond them is then run once for every row.
     """
-    if not kept or group not in kept:
+    if group not in kept:
         return None
     known = min(shared, *(common_prefix(kept[group].ids, ids) for ids in sequences))
     longest_tail = max(map(len, sequences)) - known

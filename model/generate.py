@@ -29,7 +29,8 @@ class PromptBatch(NamedTuple):
     real token, tail_length int32[N * R]; row_keys uint32[N * R, 2]; limits int32[N * R]: tokens the row may draw (0 =
     padding row). source int32[S]: which of the N prompts each slot takes, -1 to keep what it holds; on D row shards
     the prompts of a slot are counted within its own shard. kept int32[N]: the slot of an earlier call, within the
-    shard, that holds the prefix's keys.
+    shard, that holds the prefix's keys. kept_rows int32[N * R]: the row of that call, within the shard, that holds keys
+    of the tokens between prefix and tail, in kept_columns int32[N * R, H] of its ring, left-padded with -1.
     """
 
     prefix_ids: Array
@@ -40,6 +41,15 @@ class PromptBatch(NamedTuple):
     limits: Array
     source: Array
     kept: Array
+    kept_rows: Array
+    kept_columns: Array
+
+
+class Kept(NamedTuple):
+    """Keys of an earlier call of the same weights: its slots' prefixes, and its rows' rings if rows go on from them."""
+
+    prefix: Prefix
+    cache: Cache | None
 
 
 class DecodeState(NamedTuple):
@@ -111,7 +121,7 @@ def admit(
     params: Params,
     state: DecodeState,
     prompts: PromptBatch,
-    kept: Prefix | None = None,
+    kept: Kept | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
@@ -120,7 +130,8 @@ def admit(
 ) -> tuple[DecodeState, Drawn]:
     """Returns the state with the prompts in their slots and one token drawn for each of their rows.
 
-    With `kept`, keys of an earlier call of the same weights, prefixes are copied from `prompts.kept` instead of run.
+    With `kept`, prefixes are copied from `prompts.kept` instead of run, and the first tokens after them from
+    `prompts.kept_rows`.
 
     `shards` is how many devices the slot axis is split over: prompts go to slots of their own shard only, so that no
     key crosses devices. Rows of other slots draw nothing.
@@ -133,11 +144,12 @@ def admit(
         if kept is None:
             prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid)
         else:
-            prefix = _copied(kept, prompts.kept, prefix_valid, shards)
-    start = jnp.repeat(prompts.prefix_length, rows // slots)
+            prefix = _copied(kept.prefix, prompts.kept, prefix_valid, shards)
+    own = _histories(config, kept, prompts, shards)
+    start = jnp.repeat(prompts.prefix_length, rows // slots) + jnp.sum(prompts.kept_columns >= 0, axis=1)
     offset = jnp.arange(tail) - (tail - prompts.tail_length)[:, None]
     positions = jnp.where(offset >= 0, start[:, None] + offset, -1)
-    hidden, own = extend(params, config, prompts.tail_ids, positions, _empty_cache(config, rows, tail), prefix)
+    hidden, own = extend(params, config, prompts.tail_ids, positions, own, prefix)
     drawn = jnp.zeros(rows, jnp.int32)
     tokens, logprobs = draw(logits(params, config, hidden[:, -1]), prompts.row_keys, drawn, sampling)
     live = prompts.limits > 0
@@ -154,12 +166,35 @@ def admit(
     return _enter(state, entering, logprobs, prompts.source, shards)
 
 
+def _histories(config: ModelConfig, kept: Kept | None, prompts: PromptBatch, shards: int) -> Cache:
+    """Returns rings as wide as history and tail, with keys that rows of an earlier call had; the tail comes next."""
+    rows, tail = prompts.tail_ids.shape
+    width = prompts.kept_columns.shape[1]
+    empty = _empty_cache(config, rows, width + tail)._replace(column=jnp.int32(width))
+    if kept is None or kept.cache is None:
+        return empty
+    there = prompts.kept_columns >= 0
+    columns = jnp.maximum(prompts.kept_columns, 0)[:, None, :, None]
+
+    def keys(held):
+        taken = _take(_stacked(held), prompts.kept_rows, shards, -4)
+        return _padded(jnp.take_along_axis(taken, columns[None], axis=-2), -2, (0, tail))
+
+    start = jnp.repeat(prompts.prefix_length, rows // prompts.prefix_length.shape[0])[:, None]
+    positions = jnp.where(there, start + jnp.cumsum(there, axis=1) - 1, -1).astype(jnp.int32)
+    return empty._replace(k=keys(kept.cache.k), v=keys(kept.cache.v), positions=_padded(positions, -1, (0, tail), -1))
+
+
+def _stacked(keys: Any) -> jax.Array:
+    return jnp.stack(keys) if isinstance(keys, tuple) else keys
+
+
 def _copied(kept: Prefix, slots: jax.Array, valid: jax.Array, shards: int) -> Prefix:
     """Returns the first `valid.shape[1]` tokens of kept slots, as prefixes of their own."""
     width = valid.shape[1]
 
     def keys(held):
-        taken = _take(jnp.stack(held) if isinstance(held, tuple) else held, slots, shards, -4)[..., :width, :]
+        taken = _take(_stacked(held), slots, shards, -4)[..., :width, :]
         return _padded(taken, -2, (0, width - taken.shape[-2]))
 
     return Prefix(keys(kept.k), keys(kept.v), valid)
