@@ -340,6 +340,52 @@ def test_keys_are_not_reused_after_release_or_under_other_weights():
     assert_same(changed, [results[i] for i in range(3)])
 
 
+def play_turns(sampler, groups: tuple[int, ...], turns: int, keep: bool, changed: int | None = None) -> list[Sampled]:
+    """Plays one episode a row: every turn's prompt is all that was said, and five tokens of somebody else.
+
+    changed: a token of the first prompt that is another one from the second turn on, as a template might do it.
+    """
+    said = [np.concatenate([some_ids(900 + group, 10), some_ids(920 + n, 1 + n)]) for n, group in enumerate(groups)]
+    results = []
+    for turn in range(turns):
+        requests = [
+            request(ids, group, 950 + 50 * turn + n, 6) for n, (ids, group) in enumerate(zip(said, groups, strict=True))
+        ]
+        drawn = dict(pair for batch in sampler.generate(params(), requests, PLAIN, keep_rows=keep) for pair in batch)
+        results += [drawn[n] for n in range(len(said))]
+        said = [np.concatenate([ids, drawn[n].ids, some_ids(980 + turn, 5)]) for n, ids in enumerate(said)]
+        if turn == 0 and changed is not None:
+            for ids in said:
+                ids[changed] = (ids[changed] + 1) % CONFIG.vocab_size
+    return results
+
+
+TURNS = dataclasses.replace(SHAPES, tail=(1, 8, 16, 32, 48))
+
+
+@pytest.mark.parametrize(("groups", "repeated"), [((0, 0, 0, 1, 1, 1), 4 * 10), ((0, 1, 2), 0)])
+@pytest.mark.parametrize("max_rows", [8, 4])
+def test_later_turns_go_on_from_the_keys_of_the_turns_before(groups, repeated, max_rows):
+    shapes = dataclasses.replace(TURNS, max_rows=max_rows, rows_per_prefix=(1, 4))
+    sampler = make_sampler(shapes, NEVER)
+    assert_same(
+        play_turns(sampler, groups, 3, keep=True), play_turns(make_sampler(shapes, NEVER), groups, 3, keep=False)
+    )
+    # All but the token drawn last, which was never run; the prefix of a group once.
+    everything = sum(5 + n + 11 * turn for turn in (1, 2) for n in range(len(groups)))
+    if max_rows == 8:
+        assert sampler.kept_tokens_reused == everything - 2 * repeated
+    elif repeated:
+        assert 0 < sampler.kept_tokens_reused < everything  # one slot of the two groups was written over
+
+
+def test_a_turn_whose_earlier_tokens_changed_runs_them_again():
+    sampler = make_sampler(TURNS, NEVER)
+    changed = play_turns(sampler, (0, 0, 0), 2, keep=True, changed=4)
+    assert sampler.kept_tokens_reused <= 4
+    assert_same(changed, play_turns(make_sampler(TURNS, NEVER), (0, 0, 0), 2, keep=False, changed=4))
+
+
 LONG = dataclasses.replace(SHAPES, tail=(1, 8), max_new_tokens=150, max_rows=2)
 
 

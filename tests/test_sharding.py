@@ -25,7 +25,16 @@ from model import llama
 from model.partition import make_mesh, parameter_shardings, parameter_spec, row_sharding
 from model.sampling import SamplingParams
 from tests.tiny_batch import ONE, PROMPTS, Sizes, batch_of, mesh_of, place
-from tests.tiny_policy import CONFIG, compiled_programs, make_sampler, params, quick_compilation, request, some_ids
+from tests.tiny_policy import (
+    CONFIG,
+    SHAPES,
+    compiled_programs,
+    make_sampler,
+    params,
+    quick_compilation,
+    request,
+    some_ids,
+)
 
 MESHES: list[Sizes] = [(1, 1, 2), (2, 2, 1), (2, 2, 2)]
 UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
@@ -177,12 +186,18 @@ def sampled(sizes: Sizes | None) -> list[Any]:
     mesh = None if sizes is None else mesh_of(sizes)
     weights = params() if mesh is None else jax.device_put(params(), parameter_shardings(params(), mesh))
     shared = [some_ids(300 + group, 9) for group in range(5)]
-    requests = [request(np.append(shared[n // 4], some_ids(n, 1 + n % 3)), n // 4, n) for n in range(20)]
-    found: dict[int, Any] = {}
-    sampler = make_sampler(stop_ids=(CONFIG.vocab_size,), mesh=mesh)
-    for finished in sampler.generate(weights, requests, SamplingParams()):
-        found |= dict(finished)
-    return [found[n] for n in range(len(requests))]
+    said = [np.append(shared[n // 4], some_ids(n, 1 + n % 3)) for n in range(20)]
+    sampler = make_sampler(dataclasses.replace(SHAPES, max_rows=32), stop_ids=(CONFIG.vocab_size,), mesh=mesh)
+    results = []
+    for turn in range(2):
+        found: dict[int, Any] = {}
+        requests = [request(ids, n // 4, 100 * turn + n) for n, ids in enumerate(said)]
+        for finished in sampler.generate(weights, requests, SamplingParams(), keep_rows=True):
+            found |= dict(finished)
+        said = [np.concatenate([ids, found[n].ids, some_ids(40 + n, 2)]) for n, ids in enumerate(said)]
+        results += [found[n] for n in range(len(said))]
+    assert sampler.kept_tokens_reused > 0
+    return results
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (4, 2, 1)], ids=name)
