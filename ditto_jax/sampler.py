@@ -22,7 +22,18 @@ from ditto_jax.kept_keys import KeptGroup, kept_row
 from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
-from model.generate import DecodeState, Drawn, Kept, PromptBatch, admit, compact, decode_chunk, empty_state, widen
+from model.generate import (
+    DecodeState,
+    Drawn,
+    Kept,
+    PromptBatch,
+    admit,
+    carry_over,
+    compact,
+    decode_chunk,
+    empty_state,
+    widen,
+)
 from model.llama import Params, Prefix, unstack
 from model.partition import ACTIVATION_RULES, decode_state_shardings
 from model.sampling import SamplingParams
@@ -247,15 +258,14 @@ class _Call:
                     chosen.append((shard * (size // shards) + i, slot, content))
         batch = self._prompts(size, chosen)
         with self._on_mesh():
-            self._state, drawn = admit(
-                self._params, self._state, batch, self._source() if copies else None, **self._static, shards=shards
-            )
+            kept = self._carried_over(batch) if copies else None
+            self._state, drawn = admit(self._params, self._state, batch, kept, **self._static, shards=shards)
         return drawn
 
-    def _source(self) -> Kept | None:
-        if self._kept is None or self._plan.history:
-            return self._kept
-        return self._kept._replace(cache=None)
+    def _carried_over(self, batch: PromptBatch) -> Kept:
+        assert self._kept is not None
+        kept = self._kept if self._plan.history else self._kept._replace(cache=None)
+        return carry_over(kept, batch, prefix_width=self._plan.prefix, shards=self._shards)
 
     def _may_enter(self, content: Slot, copies: bool, shard: int) -> bool:
         """Whether a waiting slot belongs to this admission; keys are copied within their shard only."""

@@ -46,7 +46,10 @@ class PromptBatch(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Keys of an earlier call of the same weights: its slots' prefixes, and its rows' rings if rows go on from them."""
+    """Keys of an earlier call of the same weights: prefixes, and what rows ran after them if rows go on from there.
+
+    Of that call's slots and rows as it left them, or of the prompts to be admitted (`carry_over`).
+    """
 
     prefix: Prefix
     cache: Cache | None
@@ -130,8 +133,7 @@ def admit(
 ) -> tuple[DecodeState, Drawn]:
     """Returns the state with the prompts in their slots and one token drawn for each of their rows.
 
-    With `kept`, prefixes are copied from `prompts.kept` instead of run, and the first tokens after them from
-    `prompts.kept_rows`.
+    With `kept` (of `carry_over`) the prompts' prefixes, and the first tokens after them, are taken instead of run.
 
     `shards` is how many devices the slot axis is split over: prompts go to slots of their own shard only, so that no
     key crosses devices. Rows of other slots draw nothing.
@@ -141,11 +143,12 @@ def admit(
     prefix = None
     if width:
         prefix_valid = jnp.arange(width) < prompts.prefix_length[:, None]
-        if kept is None:
-            prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid)
-        else:
-            prefix = _copied(kept.prefix, prompts.kept, prefix_valid, shards)
-    own = _histories(config, kept, prompts, shards)
+        prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid) if kept is None else kept.prefix
+    history = prompts.kept_columns.shape[1]
+    own = _empty_cache(config, rows, tail)
+    if history:
+        before = _empty_cache(config, rows, history) if kept is None or kept.cache is None else kept.cache
+        own = _behind(before, tail)
     start = jnp.repeat(prompts.prefix_length, rows // slots) + jnp.sum(prompts.kept_columns >= 0, axis=1)
     offset = jnp.arange(tail) - (tail - prompts.tail_length)[:, None]
     positions = jnp.where(offset >= 0, start[:, None] + offset, -1)
@@ -166,38 +169,41 @@ def admit(
     return _enter(state, entering, logprobs, prompts.source, shards)
 
 
-def _histories(config: ModelConfig, kept: Kept | None, prompts: PromptBatch, shards: int) -> Cache:
-    """Returns rings as wide as history and tail, with keys that rows of an earlier call had; the tail comes next."""
-    rows, tail = prompts.tail_ids.shape
-    width = prompts.kept_columns.shape[1]
-    empty = _empty_cache(config, rows, width + tail)._replace(column=jnp.int32(width))
-    if kept is None or kept.cache is None:
-        return empty
+def _behind(cache: Cache, tail: int) -> Cache:
+    """Returns the cache with `tail` empty columns to its right, which are written next."""
+    k, v = (_padded(keys, -2, (0, tail)) for keys in (cache.k, cache.v))
+    return Cache(k, v, _padded(cache.positions, -1, (0, tail), -1), jnp.int32(cache.positions.shape[1]))
+
+
+@functools.partial(jax.jit, static_argnames=("prefix_width", "shards"))
+def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: int = 1) -> Kept:
+    """Returns the keys that the prompts need of an earlier call: prefixes [L, N, K, P, D] and, where rows of that call
+    are continued, the columns [L, N * R, K, H, D] of what they ran after the prefix.
+
+    A program of its own, so that admission does not depend on the shapes of that call.
+    """
+    valid = jnp.arange(prefix_width) < prompts.prefix_length[:, None]
+
+    def prefixes(held):
+        taken = _take(_stacked(held), prompts.kept, shards, -4)[..., :prefix_width, :]
+        return _padded(taken, -2, (0, prefix_width - taken.shape[-2]))
+
+    prefix = Prefix(prefixes(kept.prefix.k), prefixes(kept.prefix.v), valid)
+    if kept.cache is None:
+        return Kept(prefix, None)
     there = prompts.kept_columns >= 0
-    columns = jnp.maximum(prompts.kept_columns, 0)[:, None, :, None]
+    columns = jnp.maximum(prompts.kept_columns, 0)[None, :, None, :, None]
 
-    def keys(held):
-        taken = _take(_stacked(held), prompts.kept_rows, shards, -4)
-        return _padded(jnp.take_along_axis(taken, columns[None], axis=-2), -2, (0, tail))
+    def histories(held):
+        return jnp.take_along_axis(_take(_stacked(held), prompts.kept_rows, shards, -4), columns, axis=-2)
 
-    start = jnp.repeat(prompts.prefix_length, rows // prompts.prefix_length.shape[0])[:, None]
+    start = jnp.repeat(prompts.prefix_length, there.shape[0] // prompts.prefix_length.shape[0])[:, None]
     positions = jnp.where(there, start + jnp.cumsum(there, axis=1) - 1, -1).astype(jnp.int32)
-    return empty._replace(k=keys(kept.cache.k), v=keys(kept.cache.v), positions=_padded(positions, -1, (0, tail), -1))
+    return Kept(prefix, Cache(histories(kept.cache.k), histories(kept.cache.v), positions, jnp.int32(0)))
 
 
 def _stacked(keys: Any) -> jax.Array:
     return jnp.stack(keys) if isinstance(keys, tuple) else keys
-
-
-def _copied(kept: Prefix, slots: jax.Array, valid: jax.Array, shards: int) -> Prefix:
-    """Returns the first `valid.shape[1]` tokens of kept slots, as prefixes of their own."""
-    width = valid.shape[1]
-
-    def keys(held):
-        taken = _take(_stacked(held), slots, shards, -4)[..., :width, :]
-        return _padded(taken, -2, (0, width - taken.shape[-2]))
-
-    return Prefix(keys(kept.k), keys(kept.v), valid)
 
 
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
