@@ -104,6 +104,8 @@ class Programs:
             limits=_ints(rows),
             source=_ints(sizes.decode_rows // sizes.rows),
             kept=_ints(count),
+            kept_rows=_ints(rows),
+            kept_columns=_ints(rows, 0),
         )
         with jax.set_mesh(self.mesh), logical_axis_rules(ACTIVATION_RULES):
             return admit.lower(self._base(), self.decode_state(), prompts, **self._sampling, shards=shards)

@@ -179,7 +179,7 @@ def _longest_tail(requests: Sequence[SampleRequest], waiting: Sequence[Slot]) ->
 
 def _contents(
     requests: Sequence[SampleRequest],
-    groups: Mapping[int, list[int]],
+    groups: dict[int, list[int]],
     rows_per_slot: int,
     shapes: SamplerShapes,
     kept: Mapping[int, KeptGroup],
