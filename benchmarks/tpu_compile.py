@@ -138,7 +138,7 @@ def splash_attention(programs: Any) -> Any:
     spec = PartitionSpec("tensor")
     placed = NamedSharding(programs.mesh, spec)
     array = jax.ShapeDtypeStruct((config.num_heads, tokens, config.head_dim), jnp.bfloat16, sharding=placed)
-    on_chips = jax.shard_map(kernel, mesh=programs.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    on_chips: Any = jax.shard_map(kernel, mesh=programs.mesh, in_specs=spec, out_specs=spec, check_vma=False)
     return jax.jit(jax.grad(lambda q, k, v: on_chips(q, k, v).sum(dtype=jnp.float32), (0, 1, 2))).lower(
         array, array, array
     )
@@ -178,6 +178,21 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overview(results: dict[str, dict[str, Any]]) -> str:
+    """Returns Markdown, one row a target and one column a program: total GiB a chip, of these temporaries."""
+    lines = ["| chips | HBM | " + " | ".join(PROGRAMS) + " |", "|---|---:|" + "---|" * len(PROGRAMS)]
+    for target in TARGETS:
+        cells = [_cell(results.get(f"{target} {program}")) for program in PROGRAMS]
+        lines.append(f"| {target} | {TARGETS[target].hbm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return "not compiled"
+    return f"{one['total_gib']:.2f}, {one['temporaries_gib']:.3f}" + ("" if one["fits"] else " **does not fit**")
+
+
 def _order(key: str) -> tuple[Any, ...]:
     target, program = key.split(" ", 1)
     chip, _, rest = target.partition("-")
@@ -215,7 +230,8 @@ def main() -> None:
             results = {k: (results | {key: result})[k] for k in sorted(results | {key: result}, key=_order)}
             args.output.write_text(json.dumps({"versions": versions, "results": results}, indent=1) + "\n")
             print(table({key: result}).splitlines()[-1], flush=True)
-    print(f"\n{table(json.loads(args.output.read_text())['results'])}\nwritten to {args.output}")
+    results = json.loads(args.output.read_text())["results"]
+    print(f"\n{overview(results)}\n{table(results)}\nwritten to {args.output}")
 
 
 if __name__ == "__main__":
