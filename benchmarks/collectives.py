@@ -20,6 +20,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(KINDS)}|ragged-all-to-all)(-start)?\(")
 _ARRAY = re.compile(r"(?P<type>pred|token|[a-z]+\d+[a-z0-9]*)\[(?P<sizes>[\d,]*)\]")
 _NAME = re.compile(r'op_name="(?P<name>[^"]*)"')
+_MARKS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "LayoutConstraint", "Sharding"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,15 @@ def collectives(hlo: str) -> list[Collective]:
         arrays = [_collective(match["kind"], array, origin) for array in _ARRAY.finditer(match["result"])]
         found += [max(arrays, key=lambda one: one.bytes)] if f"{match['kind']}-start(" in line else arrays
     return found
+
+
+def custom_calls(hlo: str) -> dict[str, int]:
+    """Returns the targets of custom calls in a compiled program and how often each is written there.
+
+    "tpu_custom_call" is a Pallas kernel. Marks that hold no code are left out.
+    """
+    targets = re.findall(r'custom_call_target="([^"]+)"', hlo)
+    return {name: targets.count(name) for name in sorted(set(targets) - _MARKS)}
 
 
 def _collective(kind: str, array: re.Match[str], origin: str) -> Collective:

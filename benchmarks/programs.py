@@ -29,7 +29,7 @@ from model.hf_layout import param_shapes
 from model.logprobs import GroupedIds
 from model.lora import LoraConfig, combine, init_adapters
 from model.partition import ACTIVATION_RULES, decode_state_shardings, parameter_shardings, row_sharding
-from model.quantization import flat
+from model.quantization import flat, quantize_params
 from model.sampling import SamplingParams
 
 
@@ -56,17 +56,19 @@ class StepSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of one model, adapter and step on one mesh."""
+    """The programs of one model, adapter and step on one mesh; quantization: of the frozen base."""
 
     model: ModelConfig
     lora: LoraConfig
     sizes: StepSizes
     mesh: Mesh
+    quantization: str = "none"
 
     def lowered(self) -> dict[str, Callable[[], jax.stages.Lowered]]:
         """Returns a function for each program that traces it.
 
-        "decode chunk" runs weights that the adapters were merged into, "decode chunk, adapters apart" does not.
+        "decode chunk" and "prefill" run weights that the adapters were merged into, unless the base is quantised;
+        "decode chunk, adapters apart" does not.
         """
         return {
             "decode chunk": lambda: self.decode_chunk(merged=True),
@@ -95,6 +97,7 @@ class Programs:
         sizes, shards = self.sizes, self._row_shards
         count = sizes.admitted * shards
         rows = count * sizes.rows
+        params = self._sampled(merged=True)
         prompts = PromptBatch(
             prefix_ids=_ints(count, sizes.prefix),
             prefix_length=_ints(count),
@@ -108,11 +111,11 @@ class Programs:
             kept_columns=_ints(rows, 0),
         )
         with jax.set_mesh(self.mesh), logical_axis_rules(ACTIVATION_RULES):
-            return admit.lower(self._base(), self.decode_state(), prompts, **self._sampling, shards=shards)
+            return admit.lower(params, self.decode_state(), prompts, **self._sampling, shards=shards)
 
     def decode_chunk(self, merged: bool) -> jax.stages.Lowered:
         """`steps` tokens for every row, layers scanned; merged: the adapters are no arrays of their own."""
-        params = self._base() if merged else self._params()
+        params = self._sampled(merged)
         cancelled = jax.ShapeDtypeStruct((self.sizes.decode_rows,), jnp.bool_)
         with jax.set_mesh(self.mesh), logical_axis_rules(ACTIVATION_RULES):
             return decode_chunk.lower(
@@ -171,15 +174,22 @@ class Programs:
             for path, shape in param_shapes(self.model).items()
         }
         base = unflatten_dict(leaves, sep="/")
+        base = jax.eval_shape(lambda tree: quantize_params(tree, self.quantization), base)
         return _placed(base, parameter_shardings(base, self.mesh))
+
+    def _sampled(self, merged: bool) -> Any:
+        """What the sampler runs; a merged copy of a quantised base would be one in full."""
+        if merged and self.quantization == "none":
+            return self._base()
+        return self._params(self.model.compute_dtype)
 
     def _adapters(self) -> Any:
         adapters = jax.eval_shape(lambda: init_adapters(jax.random.key(0), self.model, self.lora))
         return _placed(adapters, parameter_shardings(adapters, self.mesh))
 
-    def _params(self) -> Any:
-        """Base and adapters as one value, as the sampler and scoring take it."""
-        params = jax.eval_shape(lambda b, a: combine(b, a, self.lora), self._base(), self._adapters())
+    def _params(self, dtype: str | None = None) -> Any:
+        """Base and adapters as one value, as scoring takes it; dtype: of the adapters, where the sampler casts them."""
+        params = jax.eval_shape(lambda b, a: combine(b, a, self.lora, dtype), self._base(), self._adapters())
         return _placed(params, parameter_shardings(params, self.mesh))
 
     def _batch(self) -> TrainBatch:

@@ -27,7 +27,7 @@ from ditto_jax.run_dir import RunDirectory
 from ditto_jax.state import whole_params
 from ditto_jax.strict import build
 from model.errors import WeightsError
-from model.lora import LoraConfig, init_adapters, merge
+from model.lora import LoraConfig, combine, init_adapters, merge
 from model.partition import parameter_shardings
 from model.peft_io import load_adapter
 
@@ -89,12 +89,15 @@ class Weights:
         return whole_params(trained, self.base, self.lora)
 
     def for_sampling(self, trained: Any) -> Any:
-        """Returns `whole(trained)`, or with `sampler.merge_adapters` a base into which the adapters were added.
+        """Returns `whole(trained)` with adapters in the compute dtype, in which they multiply in any case.
 
-        The merged copy is made once for each `trained` and kept until the next.
+        With `sampler.merge_adapters` returns a base into which the adapters were added. That copy is made once for each
+        `trained` and kept until the next.
         """
+        if self.lora is None:
+            return trained
         if not self._merge:
-            return self.whole(trained)
+            return combine(self.base, trained, self.lora, self._policy.config.compute_dtype)
         first = jax.tree.leaves(trained)[0]
         if self._merged[0] is not first:
             self._merged = (None, None)  # frees the old copy before the new one is made

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from model.config import ModelConfig
+from model.partition import rank_first
 from model.quantization import dequantize, int8_product
 
 # Projections of one input, which decoding may run as one product.
@@ -63,8 +64,9 @@ class Projection(nn.Module):
             )
             out = x @ kernel.astype(x.dtype)
         if self.has_variable("params", "lora_a"):
-            a, b = (self.get_variable("params", f"lora_{name}").astype(x.dtype) for name in ("a", "b"))
-            out = out + (x @ a) @ b
+            a, b = (self.get_variable("params", f"lora_{name}") for name in ("a", "b"))
+            a = rank_first(a, str(self.name))
+            out = out + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
         if not self.bias:
             return out
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.dtype(self.config.param_dtype))

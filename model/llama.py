@@ -33,7 +33,7 @@ from model.layers import (
     rotary_tables,
     rotate,
 )
-from model.partition import in_stored_order, split_logits
+from model.partition import before_its_split, in_stored_order, split_logits
 from model.quantization import contract, int8_product, is_quantized
 from model.remat import Remat, kept_by
 
@@ -124,6 +124,8 @@ class Attention(nn.Module):
         heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
         widths = {name: count * c.head_dim for name, count in zip(QKV, heads, strict=True)}
         flat = project(self, c, x, widths, c.qkv_bias)
+        if cache is not None:
+            flat = map(before_its_split, flat)
         q, k, v = (each.reshape(batch, length, -1, c.head_dim) for each in flat)
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
@@ -357,7 +359,7 @@ def head_product(head: Head, axis: int, hidden: jax.Array) -> jax.Array:
         scores = int8_product(hidden, head.matrix, head.scale, axis)
     else:
         scores = contract(hidden, head.matrix.astype(hidden.dtype), axis)
-    return scores if axis == -1 else split_logits(scores)
+    return split_logits(scores)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -91,14 +91,16 @@ def init_adapters(key: jax.Array, config: ModelConfig, lora: LoraConfig) -> Adap
     return unflatten_dict(leaves, sep="/")
 
 
-def combine(base: Any, adapters: Adapters, lora: LoraConfig) -> Any:
+def combine(base: Any, adapters: Adapters, lora: LoraConfig, dtype: str | None = None) -> Any:
     """Returns one parameter value: `base` with the adapters beside its kernels, B multiplied by `lora.scale`.
 
-    Differentiable in both. Nothing of `base` is copied.
+    dtype: to store these adapters in, their own if None; the compute dtype changes no result and spares casting them
+    at every use. Differentiable in both. Nothing of `base` is copied.
     """
     leaves = dict(flat(base))
     for path, leaf in flat(adapters).items():
-        leaves[path] = leaf * lora.scale if path.endswith("lora_b") else leaf
+        scaled = leaf * lora.scale if path.endswith("lora_b") else leaf
+        leaves[path] = scaled if dtype is None else scaled.astype(dtype)
     return unflatten_dict(leaves, sep="/")
 
 

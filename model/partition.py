@@ -8,6 +8,7 @@ replaces what older code did with pmap or pjit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,15 +19,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which groups of rows are split
 
-VOCABULARY = ("fsdp", "tensor")  # mesh axes over which a head of its own, and its logits, are split
+VOCABULARY = ("fsdp", "tensor")  # mesh axes over which embedding, head and logits are split
 
 # Logical axis names used by activations (flax.linen.logical_axis_rules).
 ACTIVATION_RULES = (("row", ROWS), ("length", None), ("embed", None))
 
 # Last two path names of a parameter → mesh axis of each dimension. Leading `None` is the stacked layer axis.
 PARAMETER_AXES: dict[tuple[str, ...], tuple[str | tuple[str, ...] | None, ...]] = {
-    ("embed", "embedding"): ("tensor", "fsdp"),
-    # Several layers large: it is never gathered, the hidden states of a chunk are.
+    # Several layers large: neither is ever gathered, the hidden states of a chunk are. A tied head is the embedding.
+    ("embed", "embedding"): (VOCABULARY, None),
     ("head", "kernel"): (None, VOCABULARY),
     ("q", "kernel"): (None, "fsdp", "tensor"),
     ("k", "kernel"): (None, "fsdp", "tensor"),
@@ -104,13 +105,16 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
     def sharding(path, leaf):
         spec = parameter_spec(path)
-        fitted = (
-            axis if axis is not None and leaf.shape[i] % _axis_size(mesh, axis) == 0 else None
-            for i, axis in enumerate(spec)
-        )
-        return NamedSharding(mesh, PartitionSpec(*fitted))
+        return NamedSharding(mesh, PartitionSpec(*_fitted(spec, leaf.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _fitted(spec: Iterable[Any], shape: tuple[int, ...], mesh: Any) -> list[Any]:
+    return [
+        axis if axis is not None and size % _axis_size(mesh, axis) == 0 else None
+        for axis, size in zip(spec, shape, strict=True)
+    ]
 
 
 def _axis_size(mesh: Any, axis: str | tuple[str, ...]) -> int:
@@ -118,7 +122,7 @@ def _axis_size(mesh: Any, axis: str | tuple[str, ...]) -> int:
 
 
 def split_logits(scores: jax.Array) -> jax.Array:
-    """Returns logits [..., V] of a head of its own, unchanged and split like its columns on the current mesh.
+    """Returns logits [..., V] unchanged and split like the head on the current mesh.
 
     Left to itself the compiler would keep the rows split over `fsdp` instead, and gather the head.
     """
@@ -161,16 +165,40 @@ def in_stored_order(keys: jax.Array) -> jax.Array:
     The TPU compiler would else turn the cache around for the loop that writes it, and back: a second cache in memory
     and four copies of it a call. Compilers for other devices do not, and are told nothing.
     """
-    order = Layout(major_to_minor=tuple(range(keys.ndim)))
+    return _ordered(keys, tuple(range(keys.ndim)), lambda mesh: _key_spec(keys.shape, mesh))
+
+
+def rank_first(a: jax.Array, module: str) -> jax.Array:
+    """Returns one layer's adapter A [in, r] of a module unchanged, on TPU with the order to read it in: as [r, in].
+
+    The TPU compiler would else turn all layers' A around before the loop over layers, where a rank of 32 takes as much
+    memory as one of 128.
+    """
+    return _ordered(
+        a, (1, 0), lambda mesh: PartitionSpec(*_fitted(PARAMETER_AXES[module, "lora_a"][1:], a.shape, mesh))
+    )
+
+
+def _ordered(array: jax.Array, order: tuple[int, ...], spec: Callable[[Any], PartitionSpec]) -> jax.Array:
+    """`spec` yields how the array lies on a mesh."""
+    layout = Layout(major_to_minor=order)
     mesh = jax.sharding.get_abstract_mesh()
 
     def ordered(part: jax.Array) -> jax.Array:
-        return with_layout_constraint(part, order)
+        return with_layout_constraint(part, layout)
 
     if not mesh.empty:  # a constraint is not divided over devices by itself: each device orders its part
-        spec = _key_spec(keys.shape, mesh)
-        ordered = jax.shard_map(ordered, mesh=mesh, in_specs=spec, out_specs=spec)
-    return jax.lax.platform_dependent(keys, tpu=ordered, default=lambda whole: whole)
+        ordered = jax.shard_map(ordered, mesh=mesh, in_specs=spec(mesh), out_specs=spec(mesh))
+    return jax.lax.platform_dependent(array, tpu=ordered, default=lambda whole: whole)
+
+
+def before_its_split(flat: jax.Array) -> jax.Array:
+    """Returns the result of a product, [..., heads * D], unchanged, on TPU as an array of its own.
+
+    The TPU compiler would else make the split into heads a part of the product, and turn the kernels of all layers
+    around for it before the loop over layers: a second copy of them.
+    """
+    return jax.lax.platform_dependent(flat, tpu=jax.lax.optimization_barrier, default=lambda whole: whole)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

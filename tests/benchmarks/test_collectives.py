@@ -6,12 +6,14 @@ that the rules tell arrays apart by are alike, and a table is larger than a laye
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.collectives import Collective, Sizes, collectives, forbidden
+from benchmarks.collectives import Collective, Sizes, collectives, custom_calls, forbidden
 from benchmarks.programs import Programs, StepSizes
 from model.config import ModelConfig
 from model.lora import LoraConfig
@@ -35,8 +37,9 @@ MESHES = {"1x8": (1, 8, 1), "4x2": (1, 4, 2), "2x2x2": (2, 2, 2)}
 SIZES = Sizes(layer_bytes=10_000, vocab=1000, hidden=64, head_dim=24, columns={40})
 
 
-def programs(mesh: str) -> Programs:
-    return Programs(MODEL, LoraConfig(rank=4, alpha=8.0), STEP, make_mesh(*MESHES[mesh], devices=jax.devices()[:8]))
+def programs(mesh: str, tied: bool = False) -> Programs:
+    model = dataclasses.replace(MODEL, tie_embeddings=tied)
+    return Programs(model, LoraConfig(rank=4, alpha=8.0), STEP, make_mesh(*MESHES[mesh], devices=jax.devices()[:8]))
 
 
 def broken_rules(found: list[Collective], sizes: Sizes) -> dict[str, list[str]]:
@@ -50,6 +53,12 @@ def test_no_program_gathers_logits_or_keys_or_more_than_a_layer(program, mesh):
     found = collectives(step.lowered()[program]().compile().as_text())
     assert found, "a program on eight devices that moves nothing was not read"
     assert not broken_rules(found, step.bounds)
+
+
+@pytest.mark.parametrize("program", ["update", "decode chunk"])
+def test_a_head_that_is_the_embedding_is_not_gathered(program):
+    step = programs("1x8", tied=True)
+    assert not broken_rules(collectives(step.lowered()[program]().compile().as_text()), step.bounds)
 
 
 @pytest.mark.parametrize(("rule", "shape"), [("logits", (16, 2048)), ("keys", (16, 40, 24))])
@@ -103,3 +112,13 @@ def test_a_gathered_table_is_no_logits_and_blocks_of_a_padded_vocabulary_are():
     assert rules(1000, 64) == rules(64, 500) == []
     assert rules(8, 1000) == rules(8, 126, 8) == ["logits"]
     assert rules(3, 40, 24) == ["keys"]
+
+
+def test_kernels_are_read_from_the_text_of_a_program():
+    text = """
+      %a = f32[8] custom-call(%x), custom_call_target="tpu_custom_call"
+      %b = f32[8] custom-call(%a), custom_call_target="tpu_custom_call"
+      %c = f32[8] custom-call(%b), custom_call_target="LayoutConstraint"
+      %d = f32[8] add(%b, %c)
+    """
+    assert custom_calls(text) == {"tpu_custom_call": 2}
