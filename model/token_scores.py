@@ -2,8 +2,8 @@
 
 The forward pass keeps one log-sum-exp (and entropy) a position; the backward pass computes the logits again: for a
 trained head a block of the vocabulary at a time, whose gradient is then complete, and else a piece of the positions. A
-head that is not differentiated, under adapters or in int8, costs neither a gradient nor an array of its size. Which token belongs to which row is not known
-here.
+head that is not differentiated, under adapters or in int8, costs neither a gradient nor an array of its size. Which
+token belongs to which row is not known here.
 """
 
 from __future__ import annotations
