@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 from ditto_jax.slots import bucket
 
-_ROWS_A_LANE = 12  # what row arrays have room for; suffixes shorter than a twelfth of a lane leave it unfilled
+# What row arrays have room for: lanes of much shorter suffixes are not filled.
+_ROWS_A_LANE = 12
+_TOKENS_A_ROW = 64
 _LAYOUTS_TRIED = 48
 _CLOSE = 1.01  # a layout this near to the least possible cost is taken
 
@@ -46,7 +48,7 @@ def batch_shapes(
     """Returns shapes with room for `prompts` prompts of up to `rows` rows, even if every row fills a lane."""
     lanes = min(lanes, rows)
     most = prompts * -(-rows // lanes)
-    room = min(prompts * rows, max(rows, _ROWS_A_LANE * lanes))
+    room = min(prompts * rows, max(rows, lanes * min(_ROWS_A_LANE, -(-suffix[-1] // _TOKENS_A_ROW))))
     return BatchShapes(-(-most // groups), groups, room, lanes, prefix, suffix, keys_per_token)
 
 
