@@ -198,10 +198,12 @@ class Programs:
         per_row, per_token = (*lead, s.rows), (*lead, s.rows, s.suffix)
         grouped = GroupedIds(
             prefix_ids=_ints(*lead, s.prefix),
-            prefix_length=_ints(*lead),
+            prefix_positions=_ints(*lead, s.prefix),
+            prefix_segments=_ints(*lead, s.prefix),
             lane_ids=_ints(*per_token),
             lane_positions=_ints(*per_token),
             lane_segments=_ints(*per_token),
+            lane_prefixes=_ints(*per_token),
             row_tokens=_ints(*per_token),
         )
         batch = TrainBatch(

@@ -24,12 +24,13 @@ import numpy as np
 from benchmarks.figures import machine, versions, write_results
 from benchmarks.workloads import SIZES
 from ditto_jax.advantages import RowTable, assign
-from ditto_jax.batch import batch_shapes, by_prompt, pack
+from ditto_jax.batch import by_prompt, pack
 from ditto_jax.config import RunConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.loop import Trainer
 from ditto_jax.metrics import Stopwatch
 from ditto_jax.objective import OBJECTIVES
+from ditto_jax.packing import batch_shapes
 from ditto_jax.sampler import Sampler
 from ditto_jax.setup import assemble, training_stream
 from ditto_jax.slots import SampleRequest, SamplerShapes

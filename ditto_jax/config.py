@@ -106,11 +106,12 @@ class RolloutConfig:
 class TrainConfig:
     """The update: how often, in what pieces, and the length buckets of its rows (ascending).
 
-    A group is one prompt's shared prefix with `lanes` lanes of `suffix` tokens, into which its rows are packed; a
-    prompt that needs more takes several groups. micro_batch: groups computed at once, the measure of memory.
-    gradient_dtype: of the gradients summed over micro-batches. remat: what the backward pass computes again instead of
-    reading it: nothing (none), whole layers (full), all of a layer but its attention (save_attention), or but all its
-    matrix products, whose results are kept (save_projections). logprob_chunk: positions that have logits at a time.
+    A group is `lanes` lanes of `suffix` tokens, into which rows are packed, behind the shared prefixes of one or more
+    prompts, `prefix` tokens together; of each list the widths are chosen that cost an update least. micro_batch: groups
+    computed at once, the measure of memory. gradient_dtype: of the gradients summed over micro-batches. remat: what the
+    backward pass computes again instead of reading it: nothing (none), whole layers (full), all of a layer but its
+    attention (save_attention), or but all its matrix products, whose results are kept (save_projections).
+    logprob_chunk: positions that have logits at a time.
     """
 
     max_steps: int = 120

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ditto_jax.advantages import AdvantageResult, RowTable, assign
-from ditto_jax.batch import BatchShapes, TokenCounts, TrainBatch, batch_shapes, by_prompt, pack, token_counts
+from ditto_jax.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import DittoError, Preempted
@@ -33,6 +33,7 @@ from ditto_jax.keys import derive
 from ditto_jax.loss import finish_metrics
 from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
 from ditto_jax.objective import make_objective
+from ditto_jax.packing import BatchShapes, batch_shapes
 from ditto_jax.profile import profiled
 from ditto_jax.progress import TrainProgress
 from ditto_jax.prompt_lengths import room_of
@@ -47,6 +48,7 @@ from ditto_jax.train_step import UpdateConfig, finish_gap, make_score, make_upda
 from ditto_jax.types import Rollout
 from ditto_jax.views import View, views_of
 from ditto_jax.weights import Weights, require_trainable
+from model.config import ModelConfig
 from model.partition import parameter_shardings, row_sharding
 from model.sampling import SamplingParams
 
@@ -171,7 +173,17 @@ def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
         lanes=train.lanes,
         prefix=train.prefix,
         suffix=train.suffix,
+        keys_per_token=_keys_per_token(parts.policy.config),
     )
+
+
+def _keys_per_token(model: ModelConfig) -> float:
+    """Returns how many keys a query meets at the cost of a token's products with a layer's matrices.
+
+    Scores are masked, exponentiated and summed too, which is counted as three times their two products.
+    """
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    return model.hidden_size * (heads + 3 * model.intermediate_size) / (4 * 2 * model.num_heads * model.head_dim)
 
 
 def _row_table(views: Sequence[View]) -> RowTable:

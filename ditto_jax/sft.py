@@ -20,12 +20,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.batch import TrainBatch, by_prompt, pack
 from ditto_jax.chat import ChatFormat
 from ditto_jax.config import TaskConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.feedback import content_free_feedback
 from ditto_jax.keys import derive
+from ditto_jax.packing import batch_shapes
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.tasks.registry import get_task
@@ -162,14 +163,14 @@ def _sft_update(optimizer: optax.GradientTransformation, config: ModelConfig, st
     def loss_of(params, micro: TrainBatch, reply_tokens, story_tokens):
         lp, story_lp = grouped_and_prefix_logprobs(params, config, micro.grouped)
         reply = micro.loss_mask & micro.row_valid[..., None]
-        inside = jnp.arange(story_lp.shape[1]) < micro.grouped.prefix_length[:, None]
+        inside = (micro.grouped.prefix_segments > 0) & (micro.grouped.prefix_positions > 0)
         nll = -jnp.sum(jnp.where(reply, lp, 0.0)) / reply_tokens
         story = -jnp.sum(jnp.where(inside, story_lp, 0.0)) / story_tokens
         return nll + story_loss * story, nll
 
     def update(state: TrainState, batch: TrainBatch):
         reply_tokens = jnp.maximum(1.0, jnp.sum(batch.loss_mask & batch.row_valid[..., None]))
-        story_tokens = jnp.maximum(1.0, jnp.sum(batch.grouped.prefix_length))
+        story_tokens = jnp.maximum(1.0, jnp.sum(batch.grouped.prefix_segments > 0))
 
         def add(carry, micro):
             grads, total = carry

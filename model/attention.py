@@ -30,13 +30,14 @@ class KeyValues(NamedTuple):
 class Window(NamedTuple):
     """A sliding window: a query sees keys fewer than `size` positions back, in every source.
 
-    size: int32 scalar; query int32[B, T], own int32[B, S]: positions of the queries and of the rows' own keys. Token p
-    of a prefix has position p.
+    size: int32 scalar; query int32[B, T], own int32[B, S], prefix int32[N, P]: positions of the queries, of the rows'
+    own keys and of the prefix, where token p has position p if prefix is None.
     """
 
     size: jax.Array
     query: jax.Array
     own: jax.Array
+    prefix: jax.Array | None = None
 
 
 class _Partial(NamedTuple):
@@ -77,7 +78,8 @@ def attend(
     """Returns attention output [B, T, H, D] in q's dtype.
 
     q: [B, T, H, D]. own: the rows' own keys [B, K, S, D] with own_mask bool[B, T, S] (True = visible).
-    prefix: shared keys [N, K, P, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P].
+    prefix: shared keys [N, K, P, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P], or
+    bool[N, rows * T, P] where a group's queries do not all see the same keys.
     window: None lets every query see as far as the masks do. A query without any visible key yields finite garbage.
     """
     batch, length, heads, width = q.shape
@@ -91,13 +93,14 @@ def attend(
     part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head), one_token)
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
-        prefix_mask = prefix_valid[:, None]
+        prefix_mask = prefix_valid if prefix_valid.ndim == 3 else prefix_valid[:, None]
         if window is not None:
-            positions = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)[None]
+            positions = window.prefix
+            if positions is None:
+                positions = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)[None]
             prefix_mask = prefix_mask & _within(window.query.reshape(groups, -1), positions, window.size)
-            prefix_mask = _per_query(prefix_mask, per_head)
-        else:
-            prefix_mask = prefix_mask[:, None]
+        per_query = prefix_mask.shape[1] > 1
+        prefix_mask = _per_query(prefix_mask, per_head) if per_query else prefix_mask[:, None]
         shared = _over(_fold(grouped, groups), prefix, prefix_mask, one_token)
         part = _merge(part, _Partial(*(_unfold(x, batch) for x in shared)))
     out = (part.out / part.total[..., None]).reshape(batch, kv_heads, length, per_head, width)

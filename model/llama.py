@@ -43,12 +43,14 @@ Params = Any
 class Prefix(NamedTuple):
     """Keys and values of token prefixes that groups of rows share: k, v [L, N, K, P, D], valid bool[N, P].
 
-    With unstacked layers k and v are tuples of L arrays [N, K, P, D].
+    valid is bool[N, Q, P] where each of a group's Q = rows * T queries sees other keys; positions int32[N, P] are None
+    if they are 0 to P - 1. With unstacked layers k and v are tuples of L arrays [N, K, P, D].
     """
 
     k: Any
     v: Any
     valid: jax.Array
+    positions: jax.Array | None = None
 
 
 class Cache(NamedTuple):
@@ -89,10 +91,11 @@ def _layers(config: ModelConfig) -> _Layer:
 
 
 class _Positions(NamedTuple):
-    """int32[B, T] of the queries and int32[B, S] of the own keys."""
+    """int32[B, T] of the queries, int32[B, S] of the own keys, int32[N, P] of the prefix or None."""
 
     query: jax.Array
     own: jax.Array
+    prefix: jax.Array | None
 
 
 class _PerLayer(NamedTuple):
@@ -178,7 +181,11 @@ class Llama(nn.Module):
         x = nn.with_logical_constraint(embedding(ids), ("row", "length", "embed"))  # pyright: ignore[reportPrivateImportUsage]
         shared = (
             rotary_tables(c, positions),
-            _Positions(positions, positions if cache is None else cache.positions),
+            _Positions(
+                positions,
+                positions if cache is None else cache.positions,
+                None if prefix is None else prefix.positions,
+            ),
             own_mask,
             None if prefix is None else prefix.valid,
             None if cache is None else cache.column,
@@ -317,20 +324,26 @@ def extend(
 
 
 def run_prefix(
-    params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array, *, remat: Remat = "none"
+    params: Params,
+    config: ModelConfig,
+    ids: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    *,
+    remat: Remat = "none",
 ) -> tuple[jax.Array, Prefix]:
-    """Returns the final hidden states [N, P, E] and the keys of right-padded prefixes. Differentiable.
+    """Returns the final hidden states [N, P, E] of token prefixes and their keys. Differentiable.
 
-    ids int32[N, P], valid bool[N, P].
+    ids, segments, positions int32[N, P], as for `forward`.
     """
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    hidden, keys = forward(params, config, ids, positions, valid.astype(jnp.int32), keep_keys=True, remat=remat)
-    return hidden, Prefix(keys.k, keys.v, valid)
+    hidden, keys = forward(params, config, ids, positions, segments, keep_keys=True, remat=remat)
+    return hidden, Prefix(keys.k, keys.v, segments > 0)
 
 
 def make_prefix(params: Params, config: ModelConfig, ids: jax.Array, valid: jax.Array) -> Prefix:
     """Returns the keys of right-padded token prefixes; ids int32[N, P], valid bool[N, P]. Differentiable."""
-    return run_prefix(params, config, ids, valid)[1]
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    return run_prefix(params, config, ids, valid.astype(jnp.int32), positions)[1]
 
 
 class Head(NamedTuple):

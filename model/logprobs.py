@@ -20,19 +20,22 @@ Array = Any  # NumPy on the host, jax inside jitted code
 
 
 class GroupedIds(NamedTuple):
-    """N groups of rows, packed: row = prefix[n] + suffix, several suffixes side by side in one of C lanes of W tokens.
+    """N groups of packed rows: row = a prefix of its group + suffix, suffixes side by side in C lanes of W tokens.
 
-    prefix_ids int32[N, P] right-padded, prefix_length int32[N]. lane_ids, lane_positions, lane_segments int32[N, C,
-    W]: each suffix is a segment (numbered from 1; 0 is padding) whose positions continue its prefix. row_tokens
-    int32[N, S, T]: where in its group's C * W lane tokens token t of row s lies. A suffix starts with at least one
-    context token, whose own log-prob is not needed.
+    prefix_ids, prefix_positions, prefix_segments int32[N, P]: each prefix is a segment (numbered from 1; 0 is padding)
+    with positions from 0. lane_ids, lane_positions, lane_segments, lane_prefixes int32[N, C, W]: each suffix is a
+    segment whose positions continue its prefix, the segment of that number. row_tokens int32[N, S, T]: where in its
+    group's C * W lane tokens token t of row s lies. A suffix starts with at least one context token, whose own log-prob
+    is not needed.
     """
 
     prefix_ids: Array
-    prefix_length: Array
+    prefix_positions: Array
+    prefix_segments: Array
     lane_ids: Array
     lane_positions: Array
     lane_segments: Array
+    lane_prefixes: Array
     row_tokens: Array
 
 
@@ -88,16 +91,20 @@ def grouped_scores(
 def grouped_and_prefix_logprobs(
     params: Params, config: ModelConfig, grouped: GroupedIds, *, remat: Remat = "none", chunk: int = CHUNK
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns suffix log-probs as `grouped_logprobs`, and float32[N, P]: log p(prefix token t | tokens before t)."""
+    """Returns suffix log-probs as `grouped_logprobs`, and float32[N, P]: log p(prefix token t | tokens of the
+    same prefix before t), garbage at the first token of each."""
     hidden, prefix = _prefix_of(params, config, grouped, remat)
     suffix = _suffix_scores(params, config, grouped, prefix, 1.0, remat, chunk)
     return suffix.logprob, _shifted(params, config, hidden, grouped.prefix_ids, 1.0, chunk).logprob
 
 
 def _prefix_of(params, config, grouped: GroupedIds, remat: Remat) -> tuple[jax.Array, Prefix]:
-    ids = grouped.prefix_ids
-    valid = jnp.arange(ids.shape[1]) < grouped.prefix_length[:, None]
-    return run_prefix(params, config, ids, valid, remat=remat)
+    """Hidden states of the prefixes and their keys, each visible to the lane tokens that continue it."""
+    segments = grouped.prefix_segments
+    hidden, prefix = run_prefix(params, config, grouped.prefix_ids, segments, grouped.prefix_positions, remat=remat)
+    continued = grouped.lane_prefixes.reshape(len(segments), -1, 1)
+    visible = (continued == segments[:, None, :]) & (continued > 0)
+    return hidden, prefix._replace(valid=visible, positions=grouped.prefix_positions)
 
 
 def _suffix_scores(

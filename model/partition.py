@@ -135,6 +135,12 @@ def split_logits(scores: jax.Array) -> jax.Array:
     )
 
 
+def splits_vocabulary() -> bool:
+    """Returns whether the columns of a head lie on several devices of the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and _axis_size(mesh, VOCABULARY) > 1
+
+
 def row_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """Returns the sharding of arrays whose axis number `leading` counts groups or rows."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, ROWS))

@@ -1,9 +1,9 @@
 """Hidden states → log-probabilities of given tokens and exact entropies, never all logits at once.
 
-The forward pass keeps one log-sum-exp (and entropy) a position; the backward pass computes the logits again, a piece
-of the positions at a time, and adds up the gradient of the head in float32. A head that is not differentiated, under
-adapters or in int8, costs neither a gradient nor an array of its size. Which token belongs to which row is not known
-here.
+The forward pass keeps one log-sum-exp (and entropy) a position; the backward pass computes the logits again: for a
+trained head a block of the vocabulary at a time, whose gradient is then complete, and else a piece of the positions. A
+head that is not differentiated, under adapters or in int8, costs neither a gradient nor an array of its size. Which
+token belongs to which row is not known here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.llama import Head, Params, head_of, head_product, logits
+from model.partition import splits_vocabulary
 from model.quantization import contract
 
 CHUNK = 1024
+_ALIGNED = 64  # columns of a block: whole vectors of the machine
 
 
 class TokenScores(NamedTuple):
@@ -105,33 +107,99 @@ def _forward(head: Any, hidden: Any, targets: Any, way: _Way) -> tuple[TokenScor
     return found, _Kept(head, hidden.value, targets.value, total, found.entropy, wants_head)
 
 
+class _Piece(NamedTuple):
+    """What the backward pass knows of some positions; by_logprob and by_entropy are None where nothing flows back."""
+
+    hidden: jax.Array
+    targets: jax.Array
+    total: jax.Array
+    entropy: jax.Array | None
+    by_logprob: jax.Array | None
+    by_entropy: jax.Array | None
+
+
 def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.Array, None]:
     head, hidden = kept.head, kept.hidden
-    of_logprob, of_entropy = (None if _is_zero(part) else part for part in gradient)
+    parts = (None if _is_zero(part) else part for part in gradient)
+    known = _Piece(hidden, kept.targets, kept.total, kept.entropy, *parts)
+    if kept.wants_head is not None and not splits_vocabulary():
+        of_head, of_hidden = _by_blocks(head, known, way)
+    else:
+        of_head, of_hidden = _by_pieces(head, known, way, kept.wants_head is not None)
+    return head._replace(matrix=of_head, scale=None), of_hidden, None
 
-    def some(of_head, piece):
-        hidden, targets, total, entropy, by_logprob, by_entropy = piece
-        logp = _piece_scores(head, hidden, way) - total[:, None]
-        towards = jnp.zeros_like(logp)
-        if by_logprob is not None:
-            is_target = jnp.arange(logp.shape[-1], dtype=targets.dtype) == targets[:, None]
-            towards = by_logprob[:, None] * (is_target - jnp.exp(logp))
-        if by_entropy is not None:
-            towards = towards - by_entropy[:, None] * jnp.exp(logp) * (logp + entropy[:, None])
-        towards = towards / way.temperature
-        scaled = (towards if head.scale is None else towards * head.scale).astype(hidden.dtype)
-        towards_hidden = contract(scaled, head.matrix.astype(hidden.dtype), -1 if way.axis == -2 else -2)
+
+def _towards_logits(head: Head, piece: _Piece, way: _Way, first: jax.Array | int = 0) -> jax.Array:
+    """float32[R, columns of this head]: the gradient of the logits, of which the first is number `first`."""
+    logp = _piece_scores(head, piece.hidden, way) - piece.total[:, None]
+    towards = jnp.zeros_like(logp)
+    if piece.by_logprob is not None:
+        is_target = first + jnp.arange(logp.shape[-1], dtype=piece.targets.dtype) == piece.targets[:, None]
+        towards = piece.by_logprob[:, None] * (is_target - jnp.exp(logp))
+    if piece.by_entropy is not None:
+        assert piece.entropy is not None
+        towards = towards - piece.by_entropy[:, None] * jnp.exp(logp) * (logp + piece.entropy[:, None])
+    towards = towards / way.temperature
+    return towards if head.scale is None else towards * head.scale
+
+
+def _towards_hidden(head: Head, towards: jax.Array, way: _Way) -> jax.Array:
+    return contract(towards, head.matrix.astype(towards.dtype), -1 if way.axis == -2 else -2)
+
+
+def _towards_matrix(hidden: jax.Array, towards: jax.Array, way: _Way) -> jax.Array:
+    left, right = (towards, hidden) if way.axis == -1 else (hidden, towards)
+    return contract(left.T, right, -2)
+
+
+def _by_pieces(head: Head, known: _Piece, way: _Way, wants_head: bool) -> tuple[jax.Array | None, jax.Array]:
+    """Returns the gradients of head and hidden states, some positions after the other.
+
+    Each adds an array as large as the head to its gradient.
+    """
+
+    def some(of_head, piece: _Piece):
+        towards = _towards_logits(head, piece, way).astype(piece.hidden.dtype)
         if of_head is not None:
-            left, right = (scaled, hidden) if way.axis == -1 else (hidden, scaled)
-            of_head = of_head + contract(left.T, right, -2)
-        return of_head, towards_hidden.astype(hidden.dtype)
+            of_head = of_head + _towards_matrix(piece.hidden, towards, way)
+        return of_head, _towards_hidden(head, towards, way).astype(piece.hidden.dtype)
 
-    per_position = (hidden, kept.targets, kept.total, kept.entropy, of_logprob, of_entropy)
-    start = None if kept.wants_head is None else jnp.zeros(head.matrix.shape, jnp.float32)
-    of_head, of_hidden = jax.lax.scan(some, start, jax.tree.map(lambda a: _pieces(a, way.chunk), per_position))
+    start = jnp.zeros(head.matrix.shape, jnp.float32) if wants_head else None
+    of_head, of_hidden = jax.lax.scan(some, start, jax.tree.map(lambda a: _pieces(a, way.chunk), known))
     if of_head is not None:
         of_head = of_head.astype(head.matrix.dtype)
-    return head._replace(matrix=of_head, scale=None), _whole(of_hidden, hidden.shape[0]), None
+    return of_head, _whole(of_hidden, known.hidden.shape[0])
+
+
+def _by_blocks(head: Head, known: _Piece, way: _Way) -> tuple[jax.Array, jax.Array]:
+    """Returns the same, some columns of the vocabulary after the other and all positions at once.
+
+    As many logits exist at a time as in a piece, and each column's gradient is written once, where it stays. A head
+    whose vocabulary lies on several devices cannot be cut in this way.
+    """
+    axis = -2 if way.axis == -1 else -1
+    count, columns = known.hidden.shape[0], head.matrix.shape[axis]
+    width = min(columns, _round_up(-(-columns * way.chunk // count)))
+
+    def some(carry, number):
+        of_head, of_hidden = carry
+        # The last block begins early enough to be whole; its first columns are those of the block before.
+        first = jnp.minimum(number * width, columns - width)
+        block = Head(jax.lax.dynamic_slice_in_dim(head.matrix, first, width, axis), None)
+        fresh = first + jnp.arange(width) >= number * width
+        towards = jnp.where(fresh, _towards_logits(block, known, way, first), 0.0).astype(known.hidden.dtype)
+        of_hidden = of_hidden + _towards_hidden(block, towards, way)
+        before = jax.lax.dynamic_slice_in_dim(of_head, first, width, axis)
+        of_block = before + _towards_matrix(known.hidden, towards, way).astype(of_head.dtype)
+        return (jax.lax.dynamic_update_slice_in_dim(of_head, of_block, first, axis), of_hidden), None
+
+    start = jnp.zeros_like(head.matrix), jnp.zeros(known.hidden.shape, jnp.float32)
+    (of_head, of_hidden), _ = jax.lax.scan(some, start, jnp.arange(-(-columns // width)))
+    return of_head, of_hidden.astype(known.hidden.dtype)
+
+
+def _round_up(count: int) -> int:
+    return -(-count // _ALIGNED) * _ALIGNED
 
 
 _recomputed.defvjp(_forward, _backward, symbolic_zeros=True)

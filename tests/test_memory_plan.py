@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ditto_jax.batch import batch_shapes, pack
+from ditto_jax.batch import pack
 from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TrainConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.errors import ConfigError
 from ditto_jax.memory_plan import CHIPS, Plan, make_plan, model_of
 from ditto_jax.objective import make_objective
+from ditto_jax.packing import batch_shapes
 from ditto_jax.sampler import SamplerShapes
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer
 from ditto_jax.train_step import UpdateConfig, make_update

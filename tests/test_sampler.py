@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from ditto_jax.batch import BatchShapes, pack
+from ditto_jax.batch import pack
 from ditto_jax.errors import ConfigError
+from ditto_jax.packing import BatchShapes
 from ditto_jax.sampler import Sampled
 from ditto_jax.slots import SampleRequest, bucket, common_prefix_length
 from ditto_jax.types import FinishReason, ViewRole
@@ -167,7 +168,9 @@ def test_training_gives_sampled_tokens_of_ragged_grouped_multi_turn_rows_the_log
 
 BROKEN = {
     "positions are off by one": lambda g: g._replace(lane_positions=g.lane_positions + 1),
-    "the prefix lacks its last token": lambda g: g._replace(prefix_length=g.prefix_length - 1),
+    "the prefixes lack their last token": lambda g: g._replace(
+        prefix_segments=np.where(np.diff(g.prefix_segments, axis=1, append=0) != 0, 0, g.prefix_segments)
+    ),
     "rows of a lane see each other": lambda g: g._replace(lane_segments=np.minimum(g.lane_segments, 1)),
     "an observation is another one": lambda g: g._replace(lane_ids=np.where(g.lane_positions == 20, 5, g.lane_ids)),
 }

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ditto_jax.batch import TrainBatch, batch_shapes, by_prompt, pack
+from ditto_jax.batch import TrainBatch, by_prompt, pack
+from ditto_jax.packing import batch_shapes
 from ditto_jax.types import ViewRole
 from ditto_jax.views import View
 from model.partition import make_mesh, row_sharding

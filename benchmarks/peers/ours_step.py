@@ -41,6 +41,8 @@ def main() -> None:
         "prefix": (given["prompt_tokens"],),
         # The last token of a prompt belongs to its rows: each predicts its own first token.
         "suffix": (new + 8,),
+        # More than the positions of a group: all of its logits are kept, 18 MB, and none is computed twice.
+        "logprob_chunk": 2048,
         **given["train"],
     }
     config = RunConfig(

@@ -25,41 +25,41 @@ from tests.tiny_policy import CONFIG, params, quickly_compiled, some_ids
 LOGPROB_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
-# Two groups: (prefix length, suffix lengths, lane of each suffix). Prefix and lanes are wider than needed: padding.
-LAYOUT = ((9, (6, 4, 7), (0, 0, 1)), (5, (5, 3, 6), (1, 0, 0)))
-PREFIX_WIDTH, LANE_WIDTH, LANES, SUFFIX_WIDTH = 10, 12, 2, 8
+# Prompts: (group, prefix length, suffix lengths, lane of each suffix). The first group holds two prompts, whose rows
+# share a lane. Prefixes and lanes are wider than needed: padding.
+LAYOUT = ((0, 5, (6, 7), (0, 1)), (0, 4, (4,), (0,)), (1, 5, (5, 3, 6), (1, 0, 0)))
+GROUPS, ROWS, PREFIX_WIDTH, LANE_WIDTH, LANES, SUFFIX_WIDTH = 2, 3, 10, 12, 2, 8
 
 
 def whole_rows() -> list[np.ndarray]:
-    """Each row's whole sequence: the prefix of its group, then its suffix."""
+    """Each row's whole sequence: the prefix of its prompt, then its suffix."""
     rows = []
-    for g, (prefix, suffixes, _) in enumerate(LAYOUT):
-        shared = some_ids(100 + g, prefix)
-        rows += [np.concatenate([shared, some_ids(10 * g + s, length)]) for s, length in enumerate(suffixes)]
+    for number, (_, prefix, suffixes, _) in enumerate(LAYOUT):
+        shared = some_ids(100 + number, prefix)
+        rows += [np.concatenate([shared, some_ids(10 * number + s, length)]) for s, length in enumerate(suffixes)]
     return rows
 
 
 def packed_rows() -> GroupedIds:
     """The same rows with their suffixes side by side in lanes."""
-    n, s = len(LAYOUT), len(LAYOUT[0][1])
-    lanes = np.zeros((3, n, LANES, LANE_WIDTH), np.int32)
-    prefix_ids, row_tokens = np.zeros((n, PREFIX_WIDTH), np.int32), np.zeros((n, s, SUFFIX_WIDTH), np.int32)
-    rows = iter(whole_rows())
-    for g, (prefix, lengths, lane_of) in enumerate(LAYOUT):
-        used = [0] * LANES
-        for number, (length, lane) in enumerate(zip(lengths, lane_of, strict=True)):
-            row = next(rows)
-            prefix_ids[g, :prefix] = row[:prefix]
-            here = np.arange(used[lane], used[lane] + length)
-            lanes[:, g, lane, here] = np.stack(
-                [row[prefix:], np.arange(prefix, prefix + length), np.full(length, number + 1)], axis=-1
-            ).T
-            row_tokens[g, number, :length] = lane * LANE_WIDTH + here
-            used[lane] += length
-    lengths = np.array([group[0] for group in LAYOUT], np.int32)
-    ids, positions, segments = lanes
-    arrays: Any = (prefix_ids, lengths, ids, positions, segments, row_tokens)
-    return GroupedIds(*arrays)
+    prefixes = np.zeros((3, GROUPS, PREFIX_WIDTH), np.int32)
+    lanes = np.zeros((4, GROUPS, LANES, LANE_WIDTH), np.int32)
+    row_tokens = np.zeros((GROUPS, ROWS, SUFFIX_WIDTH), np.int32)
+    rows, used = iter(whole_rows()), np.zeros((GROUPS, LANES), int)
+    stored, segments, numbers = np.zeros((3, GROUPS), int)
+    for g, prefix, lengths, lane_of in LAYOUT:
+        segments[g] += 1
+        at = slice(stored[g], stored[g] + prefix)
+        for length, lane in zip(lengths, lane_of, strict=True):
+            row, here = next(rows), np.arange(used[g, lane], used[g, lane] + length)
+            prefixes[:, g, at] = np.stack([row[:prefix], np.arange(prefix), np.full(prefix, segments[g])])
+            facts = row[prefix:], np.arange(prefix, prefix + length), numbers[g] + 1, segments[g]
+            lanes[:, g, lane, here] = np.stack([np.broadcast_to(fact, length) for fact in facts])
+            row_tokens[g, numbers[g], :length] = lane * LANE_WIDTH + here
+            used[g, lane] += length
+            numbers[g] += 1
+        stored[g] += prefix
+    return GroupedIds(*prefixes, *lanes, row_tokens)
 
 
 def pad(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,12 +71,12 @@ def pad(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def suffixes_of(whole: Any) -> list[Any]:
     """What lies behind the prefix and the first suffix token of each row of float[rows, T]."""
-    shapes = [(prefix, length) for prefix, lengths, _ in LAYOUT for length in lengths]
+    shapes = [(prefix, length) for _, prefix, lengths, _ in LAYOUT for length in lengths]
     return [row[prefix + 1 : prefix + length] for row, (prefix, length) in zip(whole, shapes, strict=True)]
 
 
 def suffixes_of_packed(packed: Any) -> list[Any]:
-    lengths = [length for _, lengths, _ in LAYOUT for length in lengths]
+    lengths = [length for _, _, lengths, _ in LAYOUT for length in lengths]
     flat = packed.reshape(-1, packed.shape[-1])
     return [row[1:length] for row, length in zip(flat, lengths, strict=True)]
 
@@ -151,22 +151,60 @@ def merged_segments(ids: GroupedIds) -> GroupedIds:
     return ids._replace(lane_segments=np.minimum(ids.lane_segments, 1))
 
 
+def start_of_suffix(ids: GroupedIds) -> np.ndarray:
+    """The length of the prefix that each lane token continues; 0 of padding."""
+    lengths = np.stack([(ids.prefix_segments == segment).sum(axis=1) for segment in range(3)], axis=1)
+    continued = ids.lane_prefixes.reshape(GROUPS, -1)
+    found = np.where(continued > 0, np.take_along_axis(lengths, continued, axis=1), 0)
+    return found.reshape(ids.lane_prefixes.shape).astype(np.int32)
+
+
 def positions_from_zero(ids: GroupedIds) -> GroupedIds:
-    return ids._replace(lane_positions=ids.lane_positions - ids.prefix_length[:, None, None])
+    return ids._replace(lane_positions=ids.lane_positions - start_of_suffix(ids))
 
 
 def positions_through_the_lane(ids: GroupedIds) -> GroupedIds:
-    inside = np.broadcast_to(np.arange(LANE_WIDTH), ids.lane_positions.shape)
-    return ids._replace(lane_positions=(inside + ids.prefix_length[:, None, None]).astype(np.int32))
+    return ids._replace(lane_positions=(np.arange(LANE_WIDTH) + start_of_suffix(ids)).astype(np.int32))
+
+
+def positions_through_the_prefixes(ids: GroupedIds) -> GroupedIds:
+    through = np.broadcast_to(np.arange(PREFIX_WIDTH, dtype=np.int32), ids.prefix_positions.shape)
+    return ids._replace(prefix_positions=through)
+
+
+def without_the_last_prefix_token(ids: GroupedIds) -> GroupedIds:
+    last = np.diff(ids.prefix_segments, axis=1, append=0) != 0
+    return ids._replace(prefix_segments=np.where(last, 0, ids.prefix_segments))
+
+
+def with_padding_in_the_last_prefix(ids: GroupedIds) -> GroupedIds:
+    return ids._replace(prefix_segments=np.maximum.accumulate(ids.prefix_segments, axis=1))
+
+
+def as_one_prefix(ids: GroupedIds) -> GroupedIds:
+    """Every row sees all prefixes of its group, and each prefix those before it."""
+    return ids._replace(
+        prefix_segments=np.minimum(ids.prefix_segments, 1), lane_prefixes=np.minimum(ids.lane_prefixes, 1)
+    )
+
+
+def swapped_prefixes(ids: GroupedIds) -> GroupedIds:
+    """Rows of a group with two prompts see each other's."""
+    two = ids.prefix_segments.max(axis=1)[:, None, None] > 1
+    swapped = np.where(two & (ids.lane_prefixes > 0), 3 - ids.lane_prefixes, ids.lane_prefixes)
+    return ids._replace(lane_prefixes=swapped)
 
 
 BROKEN_PACKINGS = {
     "segments see each other": merged_segments,
     "positions start at zero": positions_from_zero,
     "positions run on through the lane": positions_through_the_lane,
-    "the last prefix token is hidden": lambda ids: ids._replace(prefix_length=ids.prefix_length - 1),
-    "prefix padding is seen": lambda ids: ids._replace(prefix_length=ids.prefix_length + 1),
+    "positions run on through the prefixes": positions_through_the_prefixes,
+    "the last prefix token is hidden": without_the_last_prefix_token,
+    "prefix padding is seen": with_padding_in_the_last_prefix,
     "the prefix of the other group": lambda ids: ids._replace(prefix_ids=ids.prefix_ids[::-1].copy()),
+    "the prefix of the other prompt": swapped_prefixes,
+    "the prefixes of all prompts": as_one_prefix,
     "row tokens are off by one": lambda ids: ids._replace(row_tokens=ids.row_tokens + 1),
 }
 
@@ -186,14 +224,23 @@ def test_whole_and_prefix_logprobs_agree_with_a_full_softmax():
     split = quickly_compiled(functools.partial(grouped_and_prefix_logprobs, config=CONFIG))
     suffix, prefix = split(params(), grouped=packed_rows())
     assert_close(suffixes_of_packed(np.asarray(suffix)), suffixes_of(separate()[0]))
-    first_rows = (0, len(LAYOUT[0][1]))  # any row of a group has its prefix
-    lengths = [length for length, _, _ in LAYOUT]
-    found = [np.asarray(prefix)[g, 1:length] for g, length in enumerate(lengths)]
-    assert_close(found, [exact[row][: length - 1] for row, length in zip(first_rows, lengths, strict=True)])
+    first_rows = np.cumsum([0, *(len(suffixes) for _, _, suffixes, _ in LAYOUT)])  # any row has its prompt's prefix
+    found, expected = [], []
+    for (g, length, _, _), row, segment in zip(LAYOUT, first_rows, (1, 2, 1), strict=False):
+        here = np.flatnonzero(packed_rows().prefix_segments[g] == segment)
+        found.append(np.asarray(prefix)[g, here[1:]])
+        expected.append(exact[row][: length - 1])
+    assert_close(found, expected)
 
 
 def test_gradients_through_a_shared_prefix_equal_those_of_separate_rows():
     assert_gradients_close(packed(packed_rows())[1], separate()[1])
+
+
+@pytest.mark.parametrize("breakage", [swapped_prefixes, as_one_prefix])
+def test_the_gradient_comparison_fails_if_a_row_sees_the_prefix_of_another_prompt(breakage):
+    with pytest.raises(AssertionError, match="gradients differ"):
+        assert_gradients_close(packed(breakage(packed_rows()))[1], separate()[1])
 
 
 def test_the_gradient_comparison_fails_if_the_prefix_passes_none(monkeypatch):

@@ -28,9 +28,9 @@ CONFIG_W = dataclasses.replace(
     CONFIG, family="smollm3", sliding_window=WINDOW, full_attention_layers=(1,), no_rope_layers=(1,)
 )
 TOLERANCE = 1e-5
-# Two groups: (prefix length, suffix lengths). Suffixes of a group lie side by side in one lane.
+# Two prompts of one group: (prefix length, suffix lengths). Suffixes of a prompt lie side by side in one lane.
 LAYOUT = ((9, (6, 3, 2)), (2, (5, 4, 4)))
-PREFIX_WIDTH, LANE_WIDTH, SUFFIX_WIDTH = 11, 14, 6
+PREFIX_WIDTH, LANE_WIDTH, SUFFIX_WIDTH = 13, 14, 6
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +74,7 @@ def test_attention_over_two_sources_is_that_over_one_row_by_hand(window, prefix)
 
 
 def whole_rows() -> list[list[np.ndarray]]:
-    """Each group's rows: its prefix, then a suffix."""
+    """Each prompt's rows: its prefix, then a suffix."""
     shared = [some_ids(50 + g, prefix) for g, (prefix, _) in enumerate(LAYOUT)]
     return [
         [np.concatenate([shared[g], some_ids(10 * g + s, length)]) for s, length in enumerate(lengths)]
@@ -96,25 +96,29 @@ def expected_logprobs(config=CONFIG_W) -> list[np.ndarray]:
 
 
 def packed_rows() -> GroupedIds:
-    n, rows = len(LAYOUT), len(LAYOUT[0][1])
-    prefix_ids, lanes = np.zeros((n, PREFIX_WIDTH), np.int32), np.zeros((3, n, 1, LANE_WIDTH), np.int32)
-    row_tokens = np.zeros((n, rows, SUFFIX_WIDTH), np.int32)
-    for g, (prefix, lengths) in enumerate(LAYOUT):
+    prefixes, lanes = np.zeros((3, 1, PREFIX_WIDTH), np.int32), np.zeros((4, 1, len(LAYOUT), LANE_WIDTH), np.int32)
+    row_tokens = np.zeros((1, sum(len(lengths) for _, lengths in LAYOUT), SUFFIX_WIDTH), np.int32)
+    stored = number = 0
+    for p, (prefix, lengths) in enumerate(LAYOUT):
+        shared = whole_rows()[p][0][:prefix]
+        prefixes[:, 0, stored : stored + prefix] = shared, np.arange(prefix), np.full(prefix, p + 1)
+        stored += prefix
         start = 1  # the first column is padding
         for s, length in enumerate(lengths):
-            row, here = whole_rows()[g][s], np.arange(start, start + length)
-            prefix_ids[g, :prefix] = row[:prefix]
-            lanes[:, g, 0, here] = np.stack([row[prefix:], np.arange(prefix, prefix + length), np.full(length, s + 1)])
-            row_tokens[g, s, :length] = here
+            here = slice(start, start + length)
+            lanes[0, 0, p, here] = whole_rows()[p][s][prefix:]
+            lanes[1, 0, p, here] = np.arange(prefix, prefix + length)
+            lanes[2:, 0, p, here] = [[number + 1], [p + 1]]
+            row_tokens[0, number, :length] = p * LANE_WIDTH + start + np.arange(length)
             start += length
-    lengths = np.array([prefix for prefix, _ in LAYOUT], np.int32)
-    arrays: Any = (prefix_ids, lengths, *lanes, row_tokens)
-    return GroupedIds(*arrays)
+            number += 1
+    return GroupedIds(*prefixes, *lanes, row_tokens)
 
 
 def packed_logprobs(config=CONFIG_W) -> list[np.ndarray]:
     found = np.asarray(jax.jit(functools.partial(grouped_logprobs, config=config))(params(), grouped=packed_rows()))
-    return [found[g, s, 1:length] for g, (_, lengths) in enumerate(LAYOUT) for s, length in enumerate(lengths)]
+    lengths = [length for _, lengths in LAYOUT for length in lengths]
+    return [row[1:length] for row, length in zip(found[0], lengths, strict=True)]
 
 
 def assert_close(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
@@ -137,9 +141,19 @@ def test_the_comparison_notices_another(broken):
 def test_the_comparison_notices_a_window_measured_in_columns(monkeypatch):
     assert expected_logprobs()
     real = llama._Positions
-    monkeypatch.setattr(
-        llama, "_Positions", lambda q, o: real(*(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape) for x in (q, o)))
-    )
+
+    def columns(positions):
+        return jnp.broadcast_to(jnp.arange(positions.shape[1]), positions.shape)
+
+    monkeypatch.setattr(llama, "_Positions", lambda q, o, p: real(columns(q), columns(o), p))
+    with pytest.raises(AssertionError, match="differ by"):
+        assert_close(packed_logprobs(), expected_logprobs())
+
+
+def test_the_comparison_notices_prefixes_whose_positions_run_on(monkeypatch):
+    assert expected_logprobs()
+    real = llama._Positions
+    monkeypatch.setattr(llama, "_Positions", lambda q, o, p: real(q, o, None))
     with pytest.raises(AssertionError, match="differ by"):
         assert_close(packed_logprobs(), expected_logprobs())
 
