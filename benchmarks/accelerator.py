@@ -2,8 +2,8 @@
 
 A random policy of a published size (Qwen3-8B unless told otherwise) in bfloat16 on one device. Decode: bytes of weights
 and keys that a step must read, over the bandwidth that a copy reaches on the same device. Prefill and the update of
-adapters: floating-point operations that the products with weights need (2 and 4 for each weight and token, recomputation
-not counted) over the chip's specification. Then whole DITTO steps through the trainer, with their time split. Writes
+adapters: floating-point operations that the products with weights need (2 and 4 for each weight and token; recomputing
+is not counted) over the chip's specification. Then whole DITTO steps through the trainer, with their time split. Writes
 accelerator.json.
 
     python -m benchmarks.accelerator --output benchmark_results
@@ -132,7 +132,7 @@ class Bench:
         held, batch = [_filled(state)], _filled(batch)
 
         def run() -> Any:
-            held[0], *measured = update(held[0], batch, self.params)
+            held[0], *measured = update(held[0], self.params, batch)
             return measured
 
         seconds = seconds_of(run, self.rounds)
@@ -163,8 +163,8 @@ def whole_steps(model: ModelConfig, sizes: StepSizes, lora: LoraConfig, rounds: 
     with tempfile.TemporaryDirectory() as scratch:
         config = RunConfig(
             model_name_or_path=str(export(Path(scratch) / "policy", model)),
-            dtype=model.compute_dtype,
-            param_dtype=model.param_dtype,
+            dtype="bfloat16",
+            param_dtype="bfloat16",
             lora=lora,
             rollout=RolloutConfig(sizes.prompts, sizes.rows, max_completion_length=sizes.suffix, feedback_below=2.0),
             sampler=SamplerShapes(max_rows=sizes.decode_rows, max_new_tokens=sizes.suffix, prefix=(sizes.prefix,)),
@@ -235,7 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
         for rows in options.rows if "decode" in options.parts else []:
             found = bench.decode(rows, bandwidth)
             share = found["share_of_copy_bandwidth"]
-            keep(f"decode {rows}", found, f"decode, {rows} rows: {found['tokens_per_s']:,.0f} tokens/s, {share:.2f} of it")
+            keep(
+                f"decode {rows}",
+                found,
+                f"decode, {rows} rows: {found['tokens_per_s']:,.0f} tokens/s, {share:.2f} of it",
+            )
         for part in ("prefill", "update"):
             if part in options.parts:
                 found = getattr(bench, part)(flops)

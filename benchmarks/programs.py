@@ -80,11 +80,14 @@ class Programs:
 
     def update(self) -> jax.stages.Lowered:
         """The GRPO update of the adapters over all micro-batches, activations recomputed layer by layer."""
-        optimizer = make_optimizer(OptimizerConfig(), total_updates=100)
+        state, batch = self.update_arguments()
+        return make_update(self._update_config(), self._optimizer, self.mesh, state, self._base()).lower(state, batch)
+
+    def update_arguments(self) -> tuple[TrainState, TrainBatch]:
+        """Returns what an update takes beside the base: the state of the adapters, and the rows."""
         adapters = self._adapters()
-        state = jax.eval_shape(lambda a: TrainState(a, optimizer.init(a), jnp.int32(0)), adapters)
-        state = _placed(state, state_shardings(state, optimizer, self.mesh))
-        return make_update(self._update_config(), optimizer, self.mesh, state, self._base()).lower(state, self._batch())
+        state = jax.eval_shape(lambda a: TrainState(a, self._optimizer.init(a), jnp.int32(0)), adapters)
+        return _placed(state, state_shardings(state, self._optimizer, self.mesh)), self._batch()
 
     def scoring(self) -> jax.stages.Lowered:
         """Log-probs of all micro-batches without gradients."""
@@ -94,11 +97,16 @@ class Programs:
 
     def prefill(self) -> jax.stages.Lowered:
         """Admission of `admitted` prompts on each row shard into free slots, adapters merged."""
-        sizes, shards = self.sizes, self._row_shards
-        count = sizes.admitted * shards
+        params, prompts, shards = self._sampled(merged=True), self.prompt_batch(), self._row_shards
+        with jax.set_mesh(self.mesh), logical_axis_rules(ACTIVATION_RULES):
+            return admit.lower(params, self.decode_state(), prompts, **self._sampling, shards=shards)
+
+    def prompt_batch(self) -> PromptBatch:
+        """Returns the prompts of one admission; none goes on from an earlier call."""
+        sizes = self.sizes
+        count = sizes.admitted * self._row_shards
         rows = count * sizes.rows
-        params = self._sampled(merged=True)
-        prompts = PromptBatch(
+        return PromptBatch(
             prefix_ids=_ints(count, sizes.prefix),
             prefix_length=_ints(count),
             tail_ids=_ints(rows, sizes.tail),
@@ -110,8 +118,6 @@ class Programs:
             kept_rows=_ints(rows),
             kept_columns=_ints(rows, 0),
         )
-        with jax.set_mesh(self.mesh), logical_axis_rules(ACTIVATION_RULES):
-            return admit.lower(params, self.decode_state(), prompts, **self._sampling, shards=shards)
 
     def decode_chunk(self, merged: bool) -> jax.stages.Lowered:
         """`steps` tokens for every row, layers scanned; merged: the adapters are no arrays of their own."""
@@ -135,6 +141,10 @@ class Programs:
             )
         )
         return _placed(state, decode_state_shardings(state, self.mesh))
+
+    @property
+    def _optimizer(self) -> Any:
+        return make_optimizer(OptimizerConfig(), total_updates=100)
 
     @property
     def bounds(self) -> Sizes:
