@@ -102,13 +102,16 @@ def of_groups(weights: Any) -> np.ndarray:
     """Log-probs of two groups whose rows continue a prefix (make_prefix and forward with a prefix)."""
     lanes = np.stack([some_ids(20 + n, 6) for n in range(4)]).reshape(2, 2, 6)
     positions = np.broadcast_to(np.array([9, 7])[:, None, None] + np.arange(6), lanes.shape)
+    prefix_positions = np.broadcast_to(np.arange(9, dtype=np.int32), (2, 9))
     grouped = GroupedIds(
-        np.stack([some_ids(10, 9), some_ids(11, 9)]),
-        np.array([9, 7]),
-        lanes,
-        positions.astype(np.int32),
-        np.ones_like(lanes),
-        np.broadcast_to(np.arange(12).reshape(2, 6), (2, 2, 6)).astype(np.int32),
+        prefix_ids=np.stack([some_ids(10, 9), some_ids(11, 9)]),
+        prefix_positions=prefix_positions,
+        prefix_segments=(prefix_positions < np.array([[9], [7]])).astype(np.int32),
+        lane_ids=lanes,
+        lane_positions=positions.astype(np.int32),
+        lane_segments=np.ones_like(lanes),
+        lane_prefixes=np.ones_like(lanes),
+        row_tokens=np.broadcast_to(np.arange(12).reshape(2, 6), (2, 2, 6)).astype(np.int32),
     )
     function = quickly_compiled(grouped_logprobs, static_argnums=1, static_argnames="remat")
     kept, recomputed = (np.asarray(function(weights, CONFIG, grouped, remat=remat)) for remat in ("none", "full"))

@@ -134,8 +134,8 @@ def test_codes_and_scales_are_split_like_the_matrix():
     assert spec["layers/attn/q/kernel_int8"] == (None, "fsdp", "tensor")
     assert spec["layers/attn/q/kernel_scale"] == (None, "tensor")
     assert spec["layers/mlp/down/kernel_scale"] == (None, "fsdp")
-    assert (spec["embed/embedding_int8"], spec["embed/embedding_scale"]) == (("tensor", "fsdp"), ("tensor",))
-    vocabulary = ("fsdp", "tensor")  # a head of its own is split by vocabulary alone
+    vocabulary = ("fsdp", "tensor")
+    assert (spec["embed/embedding_int8"], spec["embed/embedding_scale"]) == ((vocabulary, None), (vocabulary,))
     assert (spec["head/kernel_int8"], spec["head/kernel_scale"]) == ((None, vocabulary), (vocabulary,))
 
 
