@@ -17,8 +17,8 @@ import pyarrow.parquet
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.tasks.data_files import bad_row, check_unique, take, text_list
-from ditto_jax.tasks.hitom_files import hitom_example
-from ditto_jax.tasks.paratomi_files import paratomi_example
+from ditto_jax.tasks.hitom.files import hitom_example
+from ditto_jax.tasks.paratomi.files import paratomi_example
 from ditto_jax.types import Example
 
 _COLUMNS = ("data_source", "extra_info")

@@ -19,13 +19,13 @@ GROUP = "ditto_jax.tasks"
 
 
 def _hitom() -> type[Task]:
-    from ditto_jax.tasks.hitom import HiToM
+    from ditto_jax.tasks.hitom.task import HiToM
 
     return HiToM
 
 
 def _paratomi() -> type[Task]:
-    from ditto_jax.tasks.paratomi import ParaToMi
+    from ditto_jax.tasks.paratomi.task import ParaToMi
 
     return ParaToMi
 

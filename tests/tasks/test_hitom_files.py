@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.hitom_files import read_choices, read_hitom
+from ditto_jax.tasks.hitom.files import read_choices, read_hitom
 
 ROW = {
     "prompting_type": "CoTP",

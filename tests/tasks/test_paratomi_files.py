@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.paratomi_files import question_order, read_paratomi
-from ditto_jax.tasks.tomi_candidates import same_name, story_candidates
+from ditto_jax.tasks.paratomi.candidates import same_name, story_candidates
+from ditto_jax.tasks.paratomi.files import question_order, read_paratomi
 
 STORY = """\
 1 Ann entered the front_yard.

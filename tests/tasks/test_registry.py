@@ -11,7 +11,7 @@ import pytest
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.tasks import registry
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.paratomi import ParaToMi
+from ditto_jax.tasks.paratomi.task import ParaToMi
 from ditto_jax.types import Conversation
 
 

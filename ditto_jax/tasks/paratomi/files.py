@@ -17,8 +17,8 @@ from typing import Any
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.tasks.data_files import bad_row, check_unique, find_file, plain_or_gz, read_text, take, text_list
-from ditto_jax.tasks.hitom_generator import story_digest
-from ditto_jax.tasks.tomi_candidates import same_name, story_candidates
+from ditto_jax.tasks.hitom.generator import story_digest
+from ditto_jax.tasks.paratomi.candidates import same_name, story_candidates
 from ditto_jax.types import Example
 
 _SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}

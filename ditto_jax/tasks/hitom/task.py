@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ditto_jax.tasks.answers import answer_letter, answer_text, plain_name
-from ditto_jax.tasks.belief import HITOM
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.hitom_files import read_choices, read_hitom
-from ditto_jax.tasks.hitom_generator import HiToMOptions, generate_hitom
+from ditto_jax.tasks.belief.oracle import HITOM
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.hitom.files import read_choices, read_hitom
+from ditto_jax.tasks.hitom.generator import HiToMOptions, generate_hitom
 from ditto_jax.types import Example
 
 _TASK = (

@@ -19,11 +19,11 @@ from ditto_jax.feedback import with_feedback
 from ditto_jax.judge.fence import FENCE_NOTE, fence
 from ditto_jax.tasks.answers import answer_text, plain_name
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Ports, Source, Task
-from ditto_jax.tasks.belief import Rules, Trace, trace_belief
-from ditto_jax.tasks.belief_demonstration import worked_steps
-from ditto_jax.tasks.belief_feedback import belief_feedback, say
+from ditto_jax.tasks.belief.demonstration import worked_steps
+from ditto_jax.tasks.belief.feedback import belief_feedback, say
+from ditto_jax.tasks.belief.oracle import Rules, Trace, trace_belief
+from ditto_jax.tasks.belief.story import Event, parse_question, parse_story, render_terse
 from ditto_jax.tasks.source import needed_limit, needed_path
-from ditto_jax.tasks.story import Event, parse_question, parse_story, render_terse
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 
 

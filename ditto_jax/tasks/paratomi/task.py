@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ditto_jax.tasks.answers import answer_text, named_candidates
-from ditto_jax.tasks.belief import TOMI
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.paratomi_files import read_paratomi
-from ditto_jax.tasks.paratomi_generator import ParaToMiOptions, generate_paratomi
-from ditto_jax.tasks.tomi_candidates import story_candidates
+from ditto_jax.tasks.belief.oracle import TOMI
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.paratomi.candidates import story_candidates
+from ditto_jax.tasks.paratomi.files import read_paratomi
+from ditto_jax.tasks.paratomi.generator import ParaToMiOptions, generate_paratomi
 from ditto_jax.types import Example
 
 _TASK = (

@@ -16,7 +16,7 @@ import pydantic
 
 from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.data_files import bad_model, bad_row, find_file, read_text, take
-from ditto_jax.tasks.hitom_generator import story_digest
+from ditto_jax.tasks.hitom.generator import story_digest
 from ditto_jax.types import Example
 
 _INSIDE = ("Hi-ToM_dataset/Hi-ToM_data.json", "Hi-ToM_data.json")
