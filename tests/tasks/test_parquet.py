@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.parquet import read_parquet
+from ditto_jax.tasks.base import Source
+from ditto_jax.tasks.registry import get_task
 
 HITOM = {
     "index": 5,
@@ -33,6 +34,11 @@ PARATOMI = {
     "extra_info": "",
 }
 ROWS = {"hitom": HITOM, "paratomi": PARATOMI}
+
+
+def read_parquet(path: Path, task: str, limit: int | None, split: str = "train"):
+    return get_task(task).load(Source("parquet", path, split, limit))
+
 
 
 def _write(path: Path, source: str, *infos: dict, sources: tuple[str, ...] = ()) -> Path:
