@@ -73,6 +73,6 @@ def read_rows(
         else:
             examples[example.id] = example
     if not examples:
-        reason = f"; the first was refused: {report.refused[0]}" if report.refused else ""
-        raise DataError(f"{file}: holds no row that the task can use{reason}")
+        reasons = [f"left out: {why}" for why in report.left_out] + [f"refused: {why}" for why in report.refused[:1]]
+        raise DataError(f"{file}: holds no row that the task can use{'; '.join(['', *reasons])}")
     return list(examples.values())
