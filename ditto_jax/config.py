@@ -10,10 +10,11 @@ import dataclasses
 from typing import Any, Literal
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
 from ditto_jax.objective import ObjectiveConfig, make_objective
 from ditto_jax.slots import SamplerShapes
 from ditto_jax.state import OptimizerConfig
+from ditto_jax.strict import build
 from model.lora import LoraConfig
 from model.remat import Remat
 
@@ -25,7 +26,9 @@ class SourceConfig:
     """Where a task's examples come from (see `ditto_jax.tasks.base.Source`).
 
     path may hold environment variables, for example $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it)
-    is absent, the entry is skipped and listed instead of ending the run.
+    is absent, the entry is skipped and listed instead of ending the run. bad_rows, overlong: whether a malformed row,
+    or one whose prompt does not fit the configured shapes, ends the run or is left out and counted.
+    train_on_evaluation_data: train on a source although its owners want it for evaluation only.
     """
 
     kind: Literal["generated", "files", "parquet"] = "generated"
@@ -34,6 +37,9 @@ class SourceConfig:
     limit: int | None = None
     seed: int = 0
     optional: bool = False
+    bad_rows: Literal["error", "skip"] = "error"
+    overlong: Literal["error", "skip"] = "error"
+    train_on_evaluation_data: bool = False
 
     def __post_init__(self):
         if self.kind != "generated" and not self.path:
@@ -45,14 +51,33 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """Which drafts of a task are asked about in words, and by whom; never in evaluation.
+
+    below: drafts that score below it; None takes rollout.feedback_below. by: the judge (or the model of the role
+    "feedback"), the task's rules, or nobody. until_step: the last step with feedback; None sets no end.
+    """
+
+    below: float | None = None
+    by: Literal["judge", "rules", "nobody"] = "judge"
+    until_step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """One task of a mixture. `label` names it in reports (default: the task's name); `options` are the task's own."""
+    """One task of a mixture.
+
+    name: of a known task, or "path.py:MyTask" for one of your own. label: its name in reports (default: the task's
+    name). options: the task's own. feedback: its gate. judge: settings of `judge` that differ for this task.
+    """
 
     name: str
     weight: float = 1.0
     label: str = ""
     source: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig(limit=1024))
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    feedback: GateConfig = dataclasses.field(default_factory=GateConfig)
+    judge: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.weight <= 0:
@@ -61,6 +86,11 @@ class TaskConfig:
             raise ConfigError(
                 f"tasks.{self.name}.label={self.label!r}: give a plain folder name, for example {self.name}-2"
             )
+
+    @property
+    def known_as(self) -> str:
+        """The label: as set, else the task's name, without the path of a file."""
+        return self.label or self.name.rpartition(":")[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +171,7 @@ class EvalConfig:
     with_feedback: bool = False  # also measure the refined reply after feedback, and after content-free feedback
     bootstrap: int = 2000
     confidence: float = 0.95
+    allow_overlap: bool = False  # with the training data: stories, books, conversations in both
 
     def __post_init__(self):
         if self.num_samples < 1:
@@ -175,6 +206,8 @@ class RunConfig:
     sampler: SamplerShapes = dataclasses.field(default_factory=SamplerShapes)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    partner: PartnerConfig = dataclasses.field(default_factory=PartnerConfig)
+    endpoints: tuple[RoleConfig, ...] = ()  # for single roles: narrator, next_speaker, feedback …
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -198,7 +231,9 @@ class RunConfig:
                 f"save_steps={self.save_steps}, save_total_limit={self.save_total_limit}: at least 1 each"
             )
         for where, tasks in (("tasks", self.tasks), ("evaluation.tasks", self.evaluation.tasks)):
-            labels = [task.label or task.name for task in tasks]
+            for task in tasks:
+                self.judge_for(task)
+            labels = [task.known_as for task in tasks]
             if len(set(labels)) != len(labels):
                 raise ConfigError(f"{where}: labels {labels} must differ; set `label` on tasks that repeat a name")
         if self.overwrite and self.resume == "must":
@@ -212,3 +247,11 @@ class RunConfig:
             )
         if "/" in self.run_name or self.run_name in ("", ".", ".."):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")
+
+    def judge_for(self, task: TaskConfig) -> JudgeConfig:
+        """Returns the settings of the judge of one task. Raises ConfigError for values that cannot work."""
+        if not task.judge:
+            return self.judge
+        return build(
+            JudgeConfig, {**dataclasses.asdict(self.judge), **task.judge}, where=f"tasks.{task.known_as}.judge"
+        )

@@ -19,10 +19,11 @@ import numpy as np
 from ditto_jax.chat import ChatFormat
 from ditto_jax.errors import ConfigError
 from ditto_jax.keys import SampleId
+from ditto_jax.partners import Partners
 from ditto_jax.sampler import Sampled, Sampler
 from ditto_jax.slots import SampleRequest
-from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
-from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Reply, Span, Transcript
+from ditto_jax.tasks.base import EpisodeFailure, ReplyPort, Task
+from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Outcome, Reply, Span, Transcript
 from model.llama import Params
 from model.sampling import SamplingParams
 
@@ -44,18 +45,24 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """A finished episode: what was said, and the tokens of every role that the policy played."""
+    """A finished episode: what was said, the tokens of every role that the policy played, who played the others."""
 
     conversation: Conversation
     transcripts: Mapping[str, Transcript]
+    partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Abandoned:
-    """An episode that ended because an auxiliary model failed: why, and the tokens until then. Nothing to judge."""
+    """An episode that could not go on (a partner failed, a prompt has no room): why, and the tokens until then.
+
+    Nothing to judge.
+    """
 
     reason: str
     transcripts: Mapping[str, Transcript]
+    outcome: Outcome = Outcome.UNAVAILABLE
+    partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -80,6 +87,7 @@ class PolicyPort:
         self._logprobs: list[float] = []
         self._spans: list[Span] = []
         self._context_length = 0
+        self._plain_context: np.ndarray | None = None
         self._finish = FinishReason.STOP
         self._turn = 0
 
@@ -90,26 +98,34 @@ class PolicyPort:
             self._logprobs.extend(float(lp) for lp in logprobs)
 
     async def reply(self, chat: Chat) -> Reply:
-        """Returns the policy's next message. `chat` must extend the chat of the previous call and its reply."""
+        """Returns the policy's next message. `chat` must extend the chat of the previous call and its reply.
+
+        Without room for another token the reply is empty and the transcript ends with what was sampled last. Raises
+        EpisodeFailure if not even the opening has room.
+        """
         chat = list(chat)
         chat_format = self._engine.chat_format
         if not self._ids:
-            opening = chat_format.open(chat)
-            self._append(opening, [0.0] * len(opening), Author.CONTEXT)
-            self._context_length = len(opening)
+            observation = chat_format.open(chat)
+            if not self._engine.has_room(len(observation)):
+                detail = f"the opening of '{self._role}' has {len(observation)} tokens, more than can be sampled after"
+                raise EpisodeFailure(detail, Outcome.OVER_BUDGET)
+            self._context_length = len(observation)
+            self._plain_context = self._without_feedback(chat)
         else:
             if chat[: len(self._chat)] != self._chat:
                 raise ValueError("a policy port's chat is append-only: an earlier message was changed")
             observation = chat_format.extend(self._chat, chat[len(self._chat) :], last_id=self._ids[-1])
-            self._append(observation, [0.0] * len(observation), Author.CONTEXT)
-        spent = len(self._ids) - self._context_length
-        budget = self._engine.max_completion_length - spent
-        if budget < 1:
+        length = len(self._ids) + len(observation)
+        budget = min(self._context_length + self._engine.max_completion_length, self._engine.context) - length
+        if budget < 1 or not self._engine.has_room(length):
             self._finish = FinishReason.LENGTH
             self._chat = [*chat, Message("assistant", "")]
             return Reply("", FinishReason.LENGTH)
+        self._append(observation, [0.0] * len(observation), Author.CONTEXT)
         key = self._attempt.sample.key(self._role, self._turn)
-        request = SampleRequest(np.asarray(self._ids, np.int32), self._attempt.group, key, budget)
+        group = self._engine.group_of(self._attempt.group, self._role)
+        request = SampleRequest(np.asarray(self._ids, np.int32), group, key, budget)
         sampled = await self._engine.sample(self._index, request)
         self._turn += 1
         self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY)
@@ -118,6 +134,17 @@ class PolicyPort:
         self._chat = [*chat, Message("assistant", text)]
         return Reply(text, sampled.finish_reason)
 
+    def _without_feedback(self, chat: list[Message]) -> np.ndarray | None:
+        """The ids of the first chat as it would be under x, for a chat that opens with the task's (x, h)."""
+        task, example, feedback = self._attempt.task, self._attempt.example, self._attempt.feedback
+        if feedback is None:
+            return None
+        hinted = task.openings(example, feedback).get(self._role)
+        plain = task.openings(example).get(self._role)
+        if hinted is None or plain is None or tuple(chat[: len(hinted)]) != tuple(hinted):
+            return None
+        return np.asarray(self._engine.chat_format.open([*plain, *chat[len(hinted) :]]), np.int32)
+
     def transcript(self) -> Transcript:
         return Transcript(
             ids=np.asarray(self._ids, np.int32),
@@ -125,6 +152,7 @@ class PolicyPort:
             spans=tuple(self._spans),
             context_length=self._context_length,
             finish_reason=self._finish,
+            plain_context=self._plain_context,
         )
 
 
@@ -134,16 +162,20 @@ class _EpisodePorts:
         self._index = index
         self._attempt = attempt
         self.policies: dict[str, PolicyPort] = {}
+        self.partners: dict[str, str] = {}
+        self._llms: dict[str, ReplyPort] = {}
 
     def policy(self, role: str = "policy") -> PolicyPort:
         return self.policies.setdefault(role, PolicyPort(self._engine, self._index, self._attempt, role))
 
     def llm(self, role: str) -> ReplyPort:
-        try:
-            return self._engine.auxiliaries[role]
-        except KeyError:
-            known = ", ".join(sorted(self._engine.auxiliaries)) or "none"
-            raise ConfigError(f"the task needs a model for the role '{role}'; configured roles: {known}") from None
+        if role not in self._llms:
+            partners, attempt = self._engine.partners, self._attempt
+            if partners is None:
+                raise ConfigError(f"the task needs a model for the role '{role}'; the run has no partners")
+            self.partners[role] = partners.identity(role, attempt.task)
+            self._llms[role] = partners.port(role, attempt.task, attempt.example, attempt.sample)
+        return self._llms[role]
 
 
 class Engine:
@@ -156,18 +188,33 @@ class Engine:
         decode: Callable[[Sequence[int]], str],
         max_completion_length: int,
         stop_strings: Sequence[str] = (),
-        auxiliaries: dict[str, ReplyPort] | None = None,
+        partners: Partners | None = None,
     ):
         self.sampler = sampler
         self.chat_format = chat_format
         self.max_completion_length = max_completion_length
-        self.auxiliaries = auxiliaries or {}
+        self.partners = partners
+        self._roles: dict[str, int] = {"policy": 0}
         self._decode = decode
         self._stop_strings = tuple(stop_strings)
         self._pending: list[_Pending] = []
         self._live = 0
         self._changed = asyncio.Event()
         self.tokens_sampled = 0
+
+    @property
+    def context(self) -> int:
+        """Positions of the model."""
+        return self.sampler.config.max_position_embeddings
+
+    def has_room(self, length: int) -> bool:
+        """Returns whether a prompt of `length` tokens fits the sampler's buckets and leaves room for a token."""
+        shapes = self.sampler.shapes
+        return length <= shapes.prefix[-1] + shapes.tail[-1] and length < self.context
+
+    def group_of(self, group: int, role: str) -> int:
+        """Returns the number under which the prompts of one role of a group may share a prefix: roles open apart."""
+        return (self._roles.setdefault(role, len(self._roles)) << 32) + group
 
     async def play(
         self,
@@ -199,17 +246,18 @@ class Engine:
         self, index: int, attempt: Attempt, judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]]
     ) -> ResultT:
         ports = _EpisodePorts(self, index, attempt)
-        conversation, reason = None, ""
+        conversation, reason, outcome = None, "", Outcome.OK
         try:
             conversation = await attempt.task.episode(attempt.example, ports, attempt.feedback)
-        except AuxiliaryFailure as failure:
-            reason = str(failure)
+        except EpisodeFailure as failure:
+            reason, outcome = str(failure), failure.outcome
         finally:
             self._live -= 1
             self._changed.set()
         transcripts = {role: port.transcript() for role, port in ports.policies.items()}
-        ended = Abandoned(reason, transcripts) if conversation is None else Played(conversation, transcripts)
-        return await judged(index, ended)
+        if conversation is None:
+            return await judged(index, Abandoned(reason, transcripts, outcome, ports.partners))
+        return await judged(index, Played(conversation, transcripts, ports.partners))
 
     async def sample(self, owner: int, request: SampleRequest) -> Sampled:
         """Queues one continuation for the episode number `owner` and waits for it."""

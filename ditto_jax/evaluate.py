@@ -18,12 +18,14 @@ from typing import Any
 from ditto_jax.config import EvalConfig
 from ditto_jax.engine import Engine
 from ditto_jax.judge.base import Judge
+from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import room_of
 from ditto_jax.prompts import LoadedTask, Prompt
 from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts, words_about
 from ditto_jax.run_dir import RunDirectory, write_atomically
 from ditto_jax.statistics import Estimate, estimate_mean
+from ditto_jax.tasks.base import Scored
 from ditto_jax.types import Rollout
 from model.llama import Params
 from model.sampling import SamplingParams
@@ -65,6 +67,7 @@ async def evaluate_task(
     sampling = Sampling(engine, params, SamplingParams(temperature=config.temperature), seed, 0, room_of(engine))
     drafts = await draft_rollouts(sampling, judges.judge, prompts, config.num_samples, None)
     record = _record(loaded, drafts, config, judges.judge, step)
+    record["metrics"] = _metrics(loaded, drafts, config)
     if config.with_feedback and judges.content_free is not None:
         wrong = [r for r in drafts if r.verdict.score is not None and r.verdict.score < 1.0]
         for name, judge in (("feedback", judges.judge), ("content_free_feedback", judges.content_free)):
@@ -134,13 +137,32 @@ def _record(
         "n": 0 if estimate is None else estimate.n,
         "trials": config.num_samples,
         "temperature": config.temperature,
-        "judge": judge.identity,
+        "judge": judge.judge_of(loaded.task) if isinstance(judge, JudgeDesk) else judge.identity,
+        "scored_by": sorted({r.verdict.judge for r in rollouts if r.verdict.score is not None}),
+        "partners": {role: who for r in rollouts for role, who in r.partners.items()},
+        "rows": {**loaded.rows.as_dict(), "used": len(loaded.examples)},
         "outcomes": {k.removeprefix("judge/"): v for k, v in outcome_counts(rollouts).items() if "score" in k},
         "step": step,
         "truncated_fraction": sum(r.truncated for r in rollouts) / max(1, len(rollouts)),
         "mean_completion_tokens": sum(lengths) / max(1, len(lengths)),
         "breakdown": {name: _values(values, config) for name, values in sorted(groups.items())},
     }
+
+
+def _metrics(loaded: LoadedTask, rollouts: Sequence[Rollout], config: EvalConfig) -> dict[str, Any]:
+    """The dimensions of the score with intervals, and what the task measures over all its conversations."""
+    scored = [r for r in rollouts if r.verdict.score is not None]
+    by_name: dict[str, dict[int, list[float]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    for rollout in scored:
+        for name, value in rollout.verdict.dimensions.items():
+            by_name[name][rollout.prompt_index].append(value)
+    metrics: dict[str, Any] = {}
+    for name, items in sorted(by_name.items()):
+        estimate = estimate_mean(list(items.values()), config.confidence, config.bootstrap)
+        if estimate is not None:
+            metrics[name] = {"value": estimate.value, "interval": _interval(estimate), "n": estimate.n}
+    batch = loaded.task.batch_metrics([Scored(r.example, r.conversation, r.verdict) for r in scored])
+    return {**metrics, **{name: {"value": value, "n": len(scored)} for name, value in sorted(batch.items())}}
 
 
 def _values(values: Mapping[str, Sequence[Rollout]], config: EvalConfig) -> dict[str, Any]:
@@ -162,7 +184,12 @@ def _sample(loaded: LoadedTask, rollout: Rollout) -> dict[str, Any]:
         "prompt": [dataclasses.asdict(m) for m in rollout.conversation.messages[:-1]],
         "reply": rollout.conversation.reply,
         "gold": rollout.example.gold,
+        "turns": [dataclasses.asdict(turn) for turn in rollout.conversation.turns],
+        "facts": dict(rollout.conversation.facts),
+        "partners": dict(rollout.partners),
         "outcome": rollout.verdict.outcome.value,
+        "dimensions": dict(rollout.verdict.dimensions),
+        "detail": rollout.verdict.detail,
         "score": rollout.verdict.score,
         "labels": dict(loaded.task.breakdown(rollout.example)),
     }

@@ -74,12 +74,12 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
         for label in parts.skipped:
             progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
         try:
-            runner.run(parts.judge.check())
+            runner.run(parts.check())
             run, _ = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
             with _status_on_failure(run, step):
                 records = runner.run(evaluate_tasks(parts.evaluation, parts, params, config, run, step, progress))
         finally:
-            runner.run(parts.judges.aclose())
+            runner.run(parts.aclose())
         failures = _below(records, fail_under)
         run.set_status("finished", step, GateFailed.exit_code if failures else 0, "; ".join(failures))
         report = write_report([run.path])

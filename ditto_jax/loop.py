@@ -63,7 +63,7 @@ class Trainer:
         self.stream = stream
         self.position = 0
         self.done_steps = 0
-        self.ledger: dict[str, float] = {}  # the judge's counts and costs, summed over the steps of the run
+        self.ledger: dict[str, float] = {}  # counts and costs of judges and partners, summed over the steps of the run
         train = config.train
         self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
         self.weights = Weights(config, parts.policy, parts.mesh)
@@ -90,7 +90,7 @@ class Trainer:
         settings = SamplingParams(temperature=config.rollout.temperature)
         room = room_of(self.parts.engine, config.train)
         sampling = Sampling(self.parts.engine, self.sampling_params(), settings, config.seed, number, room)
-        counted = judge.counters()
+        counted = self.parts.counters()
         with watch.phase("draft"):
             gate = config.rollout.feedback_below if self.objective.refine else None
             drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate)
@@ -108,7 +108,7 @@ class Trainer:
         self.position += len(prompts)
         self.done_steps = number
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
-        for name, value in judge.counters().items():
+        for name, value in self.parts.counters().items():
             self.ledger[name] = self.ledger.get(name, 0) + value - counted.get(name, 0)
         metrics = {
             "step": number,
@@ -117,7 +117,7 @@ class Trainer:
             **advantages.metrics,
             **update_metrics,
             "train/real_token_fraction": packed.real_fraction,
-            **{f"judge/{name}": value for name, value in self.ledger.items()},
+            **self.ledger,
         }
         return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
 
@@ -155,11 +155,11 @@ class Trainer:
 
     def meta(self) -> dict[str, Any]:
         """Host state that a checkpoint carries beside the arrays."""
-        return {"step": self.done_steps, "position": self.position, "judge": self.ledger}
+        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger}
 
     def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
         self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
-        self.ledger = dict(meta["judge"])
+        self.ledger = dict(meta["ledger"])
 
 
 def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
@@ -241,14 +241,14 @@ def train(config: RunConfig, command: list[str]) -> Path:
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
     require_trainable(config)
     stream, absent = training_stream(config)
-    parts = assemble(config)
-    require_training_room(config, parts, stream)
+    parts = assemble(config, stream.tasks)
+    stream = require_training_room(config, parts, stream)
     trainer = Trainer(config, parts, stream)
     with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
         for label in (*absent, *parts.skipped):
             progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
         try:
-            runner.run(parts.judge.check())
+            runner.run(parts.check())
             run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
             with (
                 _status_on_failure(run, trainer),
@@ -261,7 +261,7 @@ def train(config: RunConfig, command: list[str]) -> Path:
                 run.set_status("running", trainer.done_steps)
                 _run_steps(trainer, run, saved, progress, preempted, runner)
         finally:
-            runner.run(parts.judges.aclose())
+            runner.run(parts.aclose())
         run.set_status("finished", trainer.done_steps, 0)
         report = write_report([run.path])
         progress.summary(read_evaluations(run))

@@ -76,6 +76,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
             own = [r.verdict.score for r in drafted if r.example.task == label and r.verdict.score is not None]
             if own:
                 metrics[f"rewards/{label}/mean"] = float(np.mean(own))
+            metrics |= _dimensions(label, [r for r in drafted if r.example.task == label])
     if len(refined):
         metrics["feedback/revised_reward"] = float(refined.mean())
         parents = {(r.prompt_index, r.sample_index): r for r in drafted}
@@ -86,6 +87,13 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     if any(r.feedback is not None for r in drafted) and len(drafts):
         metrics["feedback/with_feedback_reward"] = _with_feedback(drafted, refined_from)
     return metrics
+
+
+def _dimensions(label: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means of the dimensions of one task's scores, where there is more than the score itself."""
+    verdicts = [r.verdict.dimensions for r in rollouts if r.verdict.score is not None and len(r.verdict.dimensions) > 1]
+    names = sorted({name for dimensions in verdicts for name in dimensions})
+    return {f"rewards/{label}/{name}": float(np.mean([d[name] for d in verdicts if name in d])) for name in names}
 
 
 def _with_feedback(drafted: Sequence[Rollout], refined: Sequence[Rollout]) -> float:

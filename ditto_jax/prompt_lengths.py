@@ -13,7 +13,7 @@ from ditto_jax.chat import ChatFormat
 from ditto_jax.config import TrainConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError
-from ditto_jax.prompts import Prompt
+from ditto_jax.prompts import LoadedTask, Prompt
 from ditto_jax.slots import SamplerShapes
 
 
@@ -21,18 +21,21 @@ from ditto_jax.slots import SamplerShapes
 class Room:
     """How long a prompt may be, in tokens.
 
-    context: positions of the model; reply: tokens kept free behind the prompt; train: None where nothing is trained.
+    context: positions of the model; reply: tokens kept free behind the prompt; episode: tokens of a whole episode's
+    response, observations included; train: None where nothing is trained.
     """
 
     sampler: SamplerShapes
     context: int
     reply: int
     train: TrainConfig | None = None
+    episode: int = 0
 
-    def lack(self, length: int, shared: int) -> str:
+    def lack(self, length: int, shared: int, many_turns: bool = False) -> str:
         """Returns the setting that is too small for a prompt and the least value that works, or "" if it fits.
 
-        shared: how many of its first tokens the other rows of its group have too; these are stored once.
+        shared: how many of its first tokens the other rows of its group have too; these are stored once. many_turns:
+        whether the response may be as long as a whole episode.
         """
         if length + self.reply > self.context:
             return (
@@ -43,7 +46,8 @@ class Room:
         lack = _bucket_lack("sampler", "tail", length, shared, shapes.prefix[-1], shapes.tail[-1])
         if not lack and self.train is not None:
             prefix, suffix = self.train.prefix[-1], self.train.suffix[-1]
-            lack = _bucket_lack("train", "suffix", length + self.reply, shared, prefix, suffix)
+            response = max(self.reply, self.episode) if many_turns else self.reply
+            lack = _bucket_lack("train", "suffix", length + response, shared, prefix, suffix)
         return lack
 
 
@@ -61,21 +65,41 @@ def room_of(engine: Engine, train: TrainConfig | None = None) -> Room:
     """Returns the room that an engine has, and with `train` the update too."""
     sampler = engine.sampler
     reply = min(engine.max_completion_length, sampler.shapes.max_new_tokens)
-    return Room(sampler.shapes, sampler.config.max_position_embeddings, reply, train)
+    return Room(sampler.shapes, sampler.config.max_position_embeddings, reply, train, engine.max_completion_length)
 
 
 def require_room(prompts: Iterable[Prompt], chat_format: ChatFormat, room: Room, setting: str) -> None:
     """Returns nothing; raises ConfigError naming the longest prompt without room, its length and what to raise."""
-    longest, worst, count = 0, None, 0
+    longest, worst, lacks, count = 0, None, "", 0
     for prompt in prompts:
-        length = len(chat_format.open(prompt.task.opening(prompt.example)))
-        if room.lack(length, length - 1):
+        length, lack = _longest(prompt, chat_format, room)
+        if lack:
             count += 1
             if length > longest:
-                longest, worst = length, prompt
+                longest, worst, lacks = length, prompt, lack
     if worst is not None:
         others = f" (the longest of {count} that do not fit)" if count > 1 else ""
-        raise ConfigError(
-            f"{setting}: the prompt of example {worst.id} has {longest} tokens{others}; "
-            f"{room.lack(longest, longest - 1)}"
-        )
+        raise ConfigError(f"{setting}: the prompt of example {worst.id} has {longest} tokens{others}; {lacks}")
+
+
+def with_room(loaded: LoadedTask, chat_format: ChatFormat, room: Room) -> LoadedTask:
+    """Returns the task without the examples that do not fit, which are counted, if its source says to skip them.
+
+    Raises ConfigError if none fits.
+    """
+    if loaded.config is None or loaded.config.source.overlong != "skip":
+        return loaded
+    fits = [not _longest(prompt, chat_format, room)[1] for prompt in loaded.prompts]
+    if not any(fits):
+        require_room(loaded.prompts, chat_format, room, loaded.label)
+    loaded.rows.left_out["prompt too long"] += fits.count(False)
+    return dataclasses.replace(
+        loaded, examples=[example for example, fit in zip(loaded.examples, fits, strict=True) if fit]
+    )
+
+
+def _longest(prompt: Prompt, chat_format: ChatFormat, room: Room) -> tuple[int, str]:
+    """(tokens of the prompt's longest opening, the setting that it lacks or "")."""
+    task = prompt.task
+    length = max(len(chat_format.open(opening)) for opening in task.openings(prompt.example).values())
+    return length, room.lack(length, length - 1, task.many_turns)

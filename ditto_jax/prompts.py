@@ -15,22 +15,33 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from ditto_jax.config import TaskConfig
-from ditto_jax.errors import DataError, MissingInputError
+from ditto_jax.config import GateConfig, TaskConfig
+from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.keys import derive
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.tasks.registry import get_task
+from ditto_jax.tasks.rows import RowReport
 from ditto_jax.types import Example
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTask:
-    """A configured task with its examples; `label` names it in metrics and reports."""
+    """A configured task with its examples; `label` names it in metrics and reports.
+
+    config: its settings, None for the defaults. rows: what reading its source came to.
+    """
 
     label: str
     weight: float
     task: Task
     examples: Sequence[Example]
+    config: TaskConfig | None = None
+    rows: RowReport = dataclasses.field(default_factory=RowReport)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups of all examples: what held-out data must not share with training data."""
+        return frozenset().union(*(self.task.groups(example) for example in self.examples))
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -38,7 +49,9 @@ class LoadedTask:
         return [self.prompt(example) for example in self.examples]
 
     def prompt(self, example: Example) -> Prompt:
-        return Prompt(f"{self.label}/{example.id}", self.task, example)
+        return Prompt(
+            f"{self.label}/{example.id}", self.task, example, self.config.feedback if self.config else GateConfig()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +61,37 @@ class Prompt:
     id: str
     task: Task
     example: Example
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
 
 
-def load_task(config: TaskConfig) -> LoadedTask | None:
+def load_task(config: TaskConfig, training: bool = False) -> LoadedTask | None:
     """Returns the task with its examples, or None if its source is optional and absent.
 
+    training: whether it will be trained on; sources that are for evaluation only then need a setting that says so.
     Raises MissingInputError for an absent source that is not optional, DataError if it holds no example.
     """
     task = get_task(config.name, config.options)
     source = config.source
+    rows = RowReport(skip_bad=source.bad_rows == "skip")
     try:
-        path = _expand(source.path, f"tasks.{config.name}.source.path")
-        examples = task.load(Source(source.kind, path, source.split, source.limit, source.seed))
+        path = _expand(source.path, f"tasks.{config.known_as}.source.path")
+        wanted = Source(source.kind, path, source.split, source.limit, source.seed, rows)
+        reason = task.evaluation_only(wanted)
+        if training and reason and not source.train_on_evaluation_data:
+            raise ConfigError(
+                f"tasks.{config.known_as}.source: {reason}; train on another source, or set "
+                "source.train_on_evaluation_data to true and say so beside every figure"
+            )
+        examples = task.load(wanted)
     except MissingInputError:
         if source.optional:
             return None
         raise
     if not examples:
-        raise DataError(f"tasks.{config.name}.source: {source.path or source.kind} holds no example for {source.split}")
-    return LoadedTask(config.label or config.name, config.weight, task, examples)
+        raise DataError(
+            f"tasks.{config.known_as}.source: {source.path or source.kind} holds no example for {source.split}"
+        )
+    return LoadedTask(config.known_as, config.weight, task, examples, config, rows)
 
 
 def _expand(path: str | None, where: str) -> Path | None:
@@ -88,13 +113,18 @@ class PromptStream:
         if not tasks:
             raise DataError("tasks: the run has no task to train on; list at least one under `tasks`")
         self._tasks = list(tasks)
-        self._seed = seed
+        self.seed = seed
         weights = [Fraction(task.weight) for task in tasks]
         scale = math.lcm(*(weight.denominator for weight in weights))
         self._weights = [int(weight * scale) for weight in weights]
         self._drawn: list[tuple[int, int]] = []  # position → task, and how many prompts of it came before
         self._counts = [0] * len(self._tasks)
         self._orders: dict[int, tuple[int, list[int]]] = {}  # task → its present epoch and the order of its examples
+
+    @property
+    def tasks(self) -> tuple[LoadedTask, ...]:
+        """The tasks of the mixture."""
+        return tuple(self._tasks)
 
     def at(self, position: int, count: int) -> list[Prompt]:
         """Returns prompts number `position` ... `position + count - 1`."""
@@ -124,7 +154,7 @@ class PromptStream:
         if known != epoch:
             loaded = self._tasks[which]
             order = list(range(len(loaded.examples)))
-            random.Random(derive(self._seed, "epoch", loaded.label, epoch)).shuffle(order)
+            random.Random(derive(self.seed, "epoch", loaded.label, epoch)).shuffle(order)
             self._orders[which] = (epoch, order)
         return order
 

@@ -91,6 +91,7 @@ class OutcomeLine:
 
 _WHY = {
     "ok": "given",
+    "rejected": "spoke of the guidance it was given",
     "refused": "refused by the judge",
     "unparsable": "unreadable reply of the judge",
     "timed_out": "out of time",

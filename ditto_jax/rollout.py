@@ -16,7 +16,7 @@ from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
-from ditto_jax.types import Conversation, Feedback, Outcome, Rollout, RolloutRole, Verdict
+from ditto_jax.types import Conversation, Example, Feedback, Outcome, Rollout, RolloutRole, Verdict
 from model.llama import Params
 from model.sampling import SamplingParams
 
@@ -38,8 +38,9 @@ async def draft_rollouts(
 ) -> list[Rollout]:
     """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
 
-    feedback_below: drafts that score below it are asked about in words; None asks for none. A draft whose score
-    failed is not asked about: there is nothing to say about an unjudged draft.
+    feedback_below: drafts that score below it are asked about in words, unless the gate of their task says otherwise;
+    None asks for none at all. A draft whose score failed is not asked about: there is nothing to say about an
+    unjudged draft.
     """
     slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
     attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
@@ -48,15 +49,39 @@ async def draft_rollouts(
         p, s = slots[index]
         task, example = prompts[p].task, prompts[p].example
         if isinstance(played, Abandoned):
-            return Rollout(example, RolloutRole.DRAFT, p, s, played.transcripts, _NOTHING_SAID, _unplayed(played))
+            return _unplayed(example, RolloutRole.DRAFT, p, s, played)
         key = attempts[index].sample
         verdict = await judge.score(task, example, played.conversation, key)
         feedback = None
-        if feedback_below is not None and verdict.score is not None and verdict.score < feedback_below:
+        if feedback_below is not None and _is_asked_about(
+            prompts[p], played.conversation, verdict, feedback_below, sampling.step
+        ):
             feedback = await words_about(sampling, judge, prompts[p], played.conversation, verdict, key)
-        return Rollout(example, RolloutRole.DRAFT, p, s, played.transcripts, played.conversation, verdict, feedback)
+        return Rollout(
+            example,
+            RolloutRole.DRAFT,
+            p,
+            s,
+            played.transcripts,
+            played.conversation,
+            verdict,
+            feedback,
+            partners=played.partners,
+        )
 
     return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+def _is_asked_about(
+    prompt: Prompt, conversation: Conversation, verdict: Verdict, feedback_below: float, step: int
+) -> bool:
+    gate = prompt.gate
+    below = feedback_below if gate.below is None else gate.below
+    if gate.by == "nobody" or (gate.until_step is not None and step > gate.until_step):
+        return False
+    if verdict.score is None or verdict.score >= below:
+        return False
+    return prompt.task.wants_feedback(prompt.example, conversation, verdict)
 
 
 async def words_about(
@@ -68,19 +93,23 @@ async def words_about(
     if not feedback.usable:
         return feedback
     chat_format = sampling.engine.chat_format
-    plain = chat_format.open(task.opening(example))
-    hinted = chat_format.open(task.opening(example, feedback.text))
-    lack = sampling.room.lack(len(hinted), common_prefix(plain, hinted))
-    if not lack:
-        return feedback
-    detail = f"with these words the prompt of example {prompt.id} has {len(hinted)} tokens: {lack}"
-    return Feedback(Outcome.OVER_BUDGET, judge=feedback.judge, detail=detail)
+    plain_openings = task.openings(example)
+    for role, opening in task.openings(example, feedback.text).items():
+        plain, hinted = chat_format.open(plain_openings[role]), chat_format.open(opening)
+        lack = sampling.room.lack(len(hinted), common_prefix(plain, hinted), task.many_turns)
+        if lack:
+            detail = f"with these words the prompt of example {prompt.id} has {len(hinted)} tokens: {lack}"
+            return Feedback(Outcome.OVER_BUDGET, judge=feedback.judge, detail=detail)
+    return feedback
 
 
 async def refined_rollouts(
     sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], drafts: Sequence[Rollout]
 ) -> list[Rollout]:
-    """Returns one judged refined rollout for every draft with usable feedback, in draft order."""
+    """Returns one judged refined rollout for every draft with usable feedback, in draft order.
+
+    Those that speak of the guidance they were given would make no sense under x alone: rejected unjudged, and masked.
+    """
     parents = [draft for draft in drafts if draft.feedback is not None and draft.feedback.usable]
     attempts = [
         _attempt(
@@ -93,31 +122,37 @@ async def refined_rollouts(
     async def judged(index: int, played: Played | Abandoned) -> Rollout:
         parent = parents[index]
         task = prompts[parent.prompt_index].task
+        example, p, s = parent.example, parent.prompt_index, parent.sample_index
         if isinstance(played, Abandoned):
-            conversation, verdict = _NOTHING_SAID, _unplayed(played)
+            return _unplayed(example, RolloutRole.REFINED, p, s, played, parent.feedback)
+        if task.self_reference(example, played.conversation):
+            verdict = Verdict(Outcome.REJECTED, judge="filter", detail="the reply speaks of the guidance it was given")
         else:
-            conversation = played.conversation
-            verdict = await judge.score(task, parent.example, conversation, attempts[index].sample)
+            verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
         return Rollout(
-            parent.example,
+            example,
             RolloutRole.REFINED,
-            parent.prompt_index,
-            parent.sample_index,
+            p,
+            s,
             played.transcripts,
-            conversation,
+            played.conversation,
             verdict,
             used_feedback=parent.feedback,
+            partners=played.partners,
         )
 
     return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
 
 
-_NOTHING_SAID = Conversation((), "")
-
-
-def _unplayed(episode: Abandoned) -> Verdict:
-    """The verdict on an episode whose partner failed: counted as unavailable, never scored."""
-    return Verdict(Outcome.UNAVAILABLE, judge="none", detail=f"an auxiliary model failed: {episode.reason}")
+def _unplayed(
+    example: Example, role: RolloutRole, p: int, s: int, episode: Abandoned, words: Feedback | None = None
+) -> Rollout:
+    """An episode that could not go on: its outcome is counted, nothing of it is scored."""
+    verdict = Verdict(episode.outcome, judge="none", detail=f"the episode could not go on: {episode.reason}")
+    nothing = Conversation((), "")
+    return Rollout(
+        example, role, p, s, episode.transcripts, nothing, verdict, used_feedback=words, partners=episode.partners
+    )
 
 
 def _attempt(

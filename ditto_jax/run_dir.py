@@ -32,6 +32,8 @@ _MAY_DIFFER = (
     *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
     *("judge.base_url", "judge.api_key_env", "judge.max_concurrent", "judge.timeout_s", "judge.max_retries"),
     *("judge.unparsable_retries", "judge.max_error_rate"),
+    *("partner.base_url", "partner.api_key_env", "partner.max_concurrent", "partner.timeout_s", "partner.max_retries"),
+    "partner.unparsable_retries",
 )
 
 

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.kept_keys import KeptGroup, kept_row
-from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, plan_slots
+from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, apart_where_needed, plan_slots
 from ditto_jax.types import FinishReason
 from model.config import ModelConfig
 from model.generate import (
@@ -108,7 +108,11 @@ class Sampler:
             self._check(request)
         if requests:
             known = self._kept.of(params) if self._kept else {}
-            plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
+            try:
+                plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
+            except ConfigError:  # a tail is too long; rows that stand alone may use the prefix bucket too
+                requests = apart_where_needed(requests, self.shapes)
+                plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
             self.prefix_tokens_reused += plan.tokens_shared
             self.kept_tokens_reused += plan.tokens_kept
             call = _Call(

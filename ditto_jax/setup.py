@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -15,11 +16,15 @@ from ditto_jax.config import MeshConfig, RunConfig, TaskConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluate import Judges
-from ditto_jax.judge import make_judge
+from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
+from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.desk import JudgeDesk
+from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.prompt_lengths import require_room, room_of
+from ditto_jax.prompt_lengths import require_room, room_of, with_room
 from ditto_jax.prompts import LoadedTask, PromptStream, load_task
+from ditto_jax.tasks.splits import require_disjoint
 from model.partition import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -34,10 +39,26 @@ class Parts:
     mesh: Mesh
     policy: Policy
     engine: Engine
-    judge: Judge
+    judge: JudgeDesk
     judges: Judges
+    partners: Partners
     evaluation: tuple[LoadedTask, ...]
     skipped: tuple[str, ...]
+
+    async def check(self) -> None:
+        """Raises JudgeUnavailableError if judge or partners cannot be asked."""
+        await self.judge.check()
+        await self.partners.check()
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self.judges.aclose()
+        await self.partners.aclose()
+
+    def counters(self) -> dict[str, float]:
+        """Cumulative counts and costs of judges (`judge/…`) and partners (`partner/…`)."""
+        judged = {f"judge/{name}": value for name, value in self.judge.counters().items()}
+        return {**judged, **{f"partner/{name}": value for name, value in self.partners.counters().items()}}
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -48,34 +69,67 @@ def mesh_of(config: MeshConfig) -> Mesh:
         raise ConfigError(str(error)) from None
 
 
-def load_tasks(configs: Sequence[TaskConfig]) -> tuple[tuple[LoadedTask, ...], tuple[str, ...]]:
+def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[tuple[LoadedTask, ...], tuple[str, ...]]:
     """Returns (loaded tasks, labels of optional tasks whose data is absent)."""
     loaded, skipped = [], []
     for config in configs:
-        task = load_task(config)
+        task = load_task(config, training)
         if task is None:
-            skipped.append(config.label or config.name)
+            skipped.append(config.known_as)
         else:
             loaded.append(task)
     return tuple(loaded), tuple(skipped)
+
+
+def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
+    """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
+    made: dict[JudgeConfig, Judge] = {}
+
+    def one(settings: JudgeConfig) -> Judge:
+        settings = dataclasses.replace(settings, **changes)
+        if settings not in made:
+            made[settings] = make_judge(settings)
+        return made[settings]
+
+    scorers, coaches = {}, {}
+    for loaded in tasks:
+        if loaded.config is None:
+            continue
+        settings = config.judge_for(loaded.config)
+        scorers[loaded.task] = one(settings)
+        by_rules = loaded.config.feedback.by == "rules"
+        coaches[loaded.task] = one(JudgeConfig() if by_rules else feedback_judge(settings, config.endpoints))
+    return JudgeDesk(one(config.judge), scorers, coaches)
+
+
+def check_held_out(train: Sequence[LoadedTask], held_out: Sequence[LoadedTask]) -> None:
+    """Returns nothing; raises DataError if a story, conversation or book of the training data is in `held_out`."""
+    for tested in held_out:
+        for trained in train:
+            require_disjoint(trained.groups, tested.groups, f"tasks.{trained.label} and evaluation.{tested.label}")
 
 
 def training_stream(config: RunConfig) -> tuple[PromptStream, tuple[str, ...]]:
     """Returns (the prompts to train on, labels of optional tasks whose data is absent)."""
     if not config.tasks:
         raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
-    loaded, skipped = load_tasks(config.tasks)
+    loaded, skipped = load_tasks(config.tasks, training=True)
     if not loaded:
         raise MissingInputError(f"tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
     return PromptStream(loaded, config.seed), skipped
 
 
-def assemble(config: RunConfig) -> Parts:
-    """Returns the parts of a run. Raises a DittoError that says what is missing or cannot work."""
+def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
+    """Returns the parts of a run; `training`: the tasks that it trains on.
+
+    Raises a DittoError that says what is missing or cannot work.
+    """
     mesh = mesh_of(config.mesh)
     evaluation, skipped = load_tasks(config.evaluation.tasks)
     if config.evaluation.tasks and not evaluation:
         raise MissingInputError(f"evaluation.tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
+    if not config.evaluation.allow_overlap:
+        check_held_out(training, evaluation)
     policy = load_policy(
         config.model_name_or_path,
         mesh,
@@ -83,10 +137,11 @@ def assemble(config: RunConfig) -> Parts:
         compute_dtype=config.dtype,
         quantization=config.quantization,
     )
-    judge = make_judge(config.judge)
+    judge = _desk(config, [*training, *evaluation])
     content_free = None
     if config.evaluation.with_feedback:
-        content_free = make_judge(dataclasses.replace(config.judge, feedback_content="content_free"))
+        content_free = _desk(config, evaluation, feedback_content="content_free")
+    partners = RoleBook(config.partner, config.endpoints)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(
             "sampler.max_new_tokens=%d is below rollout.max_completion_length=%d: single replies end at the former",
@@ -99,13 +154,19 @@ def assemble(config: RunConfig) -> Parts:
         policy.tokenizer.decode,
         config.rollout.max_completion_length,
         config.rollout.stop_strings,
+        partners,
     )
+    room = room_of(engine)
+    evaluation = tuple(with_room(task, policy.chat_format, room) for task in evaluation)
     for task in evaluation:
-        require_room(task.prompts, policy.chat_format, room_of(engine), "evaluation.tasks")
-    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), evaluation, skipped)
+        require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
+    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped)
 
 
-def require_training_room(config: RunConfig, parts: Parts, stream: PromptStream) -> None:
-    """Returns nothing; raises ConfigError if a prompt that the run will train on does not fit."""
+def require_training_room(config: RunConfig, parts: Parts, stream: PromptStream) -> PromptStream:
+    """Returns the prompts to train on that fit; raises ConfigError if one does not and its source says no skipping."""
+    chat_format, room = parts.policy.chat_format, room_of(parts.engine, config.train)
+    stream = PromptStream([with_room(task, chat_format, room) for task in stream.tasks], stream.seed)
     prompts = stream.once_each(config.train.max_steps * config.rollout.prompts_per_step)
-    require_room(prompts, parts.policy.chat_format, room_of(parts.engine, config.train), "tasks")
+    require_room(prompts, chat_format, room, "tasks")
+    return stream

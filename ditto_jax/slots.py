@@ -168,6 +168,25 @@ def plan_slots(
     )
 
 
+def apart_where_needed(requests: Sequence[SampleRequest], shapes: SamplerShapes) -> list[SampleRequest]:
+    """Returns the requests, each in a group of its own where the rows of a group share too little for one to fit.
+
+    Dialogues of one prompt grow apart: alone in its slot, a row may fill the prefix bucket too.
+    """
+    groups: dict[int, list[np.ndarray]] = {}
+    for request in requests:
+        groups.setdefault(request.group, []).append(request.ids)
+    crowded = {
+        group
+        for group, ids in groups.items()
+        if len(ids) > 1 and max(map(len, ids)) - min(common_prefix_length(ids), shapes.prefix[-1]) > shapes.tail[-1]
+    }
+    return [
+        dataclasses.replace(request, group=-1 - number) if request.group in crowded else request
+        for number, request in enumerate(requests)
+    ]
+
+
 def _once(waiting: Sequence[Slot], requests: Sequence[SampleRequest]) -> int:
     """Returns the prefix tokens of the groups, each group counted once."""
     return sum({requests[slot.members[0]].group: slot.prefix_length for slot in waiting}.values())

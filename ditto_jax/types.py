@@ -77,7 +77,8 @@ class Transcript:
 
     ids: int32[T] prompt, sampled tokens and observations in order.
     logprobs: float32[T] log-probability under the sampling distribution; 0 where the policy did not write.
-    context_length: tokens of the opening context; everything after it is the response.
+    context_length: tokens before the first sampled one; everything after them is the response.
+    plain_context: int32[c] the same context without feedback, where it was sampled under (x, h); else None.
     """
 
     ids: np.ndarray
@@ -85,6 +86,7 @@ class Transcript:
     spans: tuple[Span, ...]
     context_length: int
     finish_reason: FinishReason
+    plain_context: np.ndarray | None = None
 
     @property
     def loss_mask(self) -> np.ndarray:
@@ -102,17 +104,40 @@ class Transcript:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turn:
+    """One visible contribution to a dialogue, without thoughts. `author`: "policy", "llm" (an auxiliary model) or
+    "given" (from the data).
+    """
+
+    speaker: str
+    text: str
+    author: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Conversation:
-    """What a task's episode returns: the visible exchange in text, and the policy's final reply."""
+    """What a task's episode returns: the visible exchange in text, and the policy's final reply.
+
+    turns: who said what, in order, where several speak; empty for tasks of one reply. facts: what the episode noticed
+    on the way (why it ended, how often a reply was malformed), for scorers and metrics.
+    """
 
     messages: tuple[Message, ...]
     reply: str
+    turns: tuple[Turn, ...] = ()
+    facts: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def policy_texts(self) -> tuple[str, ...]:
+        """Everything that the policy said."""
+        return tuple(turn.text for turn in self.turns if turn.author == "policy") or (self.reply,)
 
 
 class Outcome(enum.StrEnum):
-    """How a call to a judge ended. Only OK carries a score or words."""
+    """How a call to a judge ended. Only OK carries a score or words; REJECTED: a filter of ours discarded it."""
 
     OK = "ok"
+    REJECTED = "rejected"
     REFUSED = "refused"
     UNPARSABLE = "unparsable"
     TIMED_OUT = "timed_out"
@@ -178,7 +203,8 @@ class Rollout:
     `prompt_index` numbers the prompt within the step, `sample_index` the draft within the group. A refined rollout
     has the sample_index of its parent draft and carries the feedback that it was sampled under in `used_feedback`; a
     draft carries the feedback that was asked for about it (or None if the gate was closed) in `feedback`.
-    `transcripts` holds one transcript for every role that the policy played ("policy" where there is one).
+    `transcripts` holds one transcript for every role that the policy played ("policy" where there is one); `partners`
+    says who played the other roles, such as "scripted@mirrorbench-1".
     """
 
     example: Example
@@ -190,6 +216,7 @@ class Rollout:
     verdict: Verdict
     feedback: Feedback | None = None
     used_feedback: Feedback | None = None
+    partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def truncated(self) -> bool:

@@ -1,8 +1,8 @@
 """Rollouts → views: which rollout is trained under which context.
 
-A draft gives one view, y0 under x. A refined rollout gives up to two: y1 under x, the context of its parent draft,
-and y1 under (x, h), its own. Views of one rollout share their response ids token for token; only the context before
-them differs (feedback-methods 0.2; DITTO Eq. 7-8). Rewards and pools are not touched here.
+A draft gives one view, y0 under x. A refined rollout gives up to two: y1 under x (its own context without feedback, or
+that of its parent draft), and y1 under (x, h), its own. Views of one rollout share their response ids token for token;
+only the context before them differs (feedback-methods 0.2; DITTO Eq. 7-8). Rewards and pools are not touched here.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole]) -> list[Vie
                     views.append(_view(ViewRole.DRAFT, number, rollout, transcript, own))
                 continue
             if ViewRole.REFINED_PLAIN in roles:
-                parent = parents[rollout.prompt_index, rollout.sample_index][name]
-                plain = parent.ids[: parent.context_length]
+                plain = transcript.plain_context
+                if plain is None:
+                    parent = parents[rollout.prompt_index, rollout.sample_index][name]
+                    plain = parent.ids[: parent.context_length]
                 views.append(_view(ViewRole.REFINED_PLAIN, number, rollout, transcript, plain))
             if ViewRole.REFINED_FB in roles:
                 views.append(_view(ViewRole.REFINED_FB, number, rollout, transcript, own))

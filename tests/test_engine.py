@@ -40,7 +40,7 @@ from ditto_jax.types import (
 )
 from ditto_jax.views import views_of
 from model.sampling import SamplingParams
-from tests.tiny_policy import END, LetterChat, decode, make_sampler, params, quick_compilation
+from tests.tiny_policy import CONFIG, END, LetterChat, decode, make_sampler, params, quick_compilation
 
 PLAIN = SamplingParams()
 # One bucket of each kind: a conversation of three turns fits, and all tests share one compiled sampler.
@@ -128,11 +128,30 @@ class Partner:
         return Reply(text + "q", FinishReason.STOP)
 
 
+class Company:
+    """One partner for every role."""
+
+    def __init__(self, partner: Partner):
+        self.partner = partner
+
+    def identity(self, role: str, task: Task[Any]) -> str:
+        return f"letters as {role}"
+
+    def port(self, role: str, task: Task[Any], example: Example, key: SampleId) -> ReplyPort:
+        return self.partner
+
+    async def check(self) -> None: ...
+
+    def counters(self) -> Mapping[str, float]:
+        return {}
+
+    async def aclose(self) -> None: ...
+
+
 def make_engine(partner: Partner | None = None, **settings) -> Engine:
     sampler = settings.pop("sampler", None) or make_sampler(SHAPES)
     limit = settings.pop("max_completion_length", 60)
-    auxiliaries: dict[str, ReplyPort] | None = {"partner": partner} if partner else None
-    return Engine(sampler, LetterChat(), decode, limit, auxiliaries=auxiliaries, **settings)
+    return Engine(sampler, LetterChat(), decode, limit, partners=Company(partner) if partner else None, **settings)
 
 
 def spy(engine: Engine, monkeypatch: pytest.MonkeyPatch, see: Callable[[Sequence[SampleRequest]], Any]) -> None:
@@ -268,6 +287,7 @@ def test_a_finished_episode_is_judged_while_others_still_decode():
     class Slow:
         stop_ids = (END,)
         shapes = SHAPES
+        config = CONFIG
 
         def generate(self, weights, requests: Sequence[SampleRequest], *rest):
             for index in range(len(requests)):
@@ -347,7 +367,7 @@ def test_a_failing_sampler_ends_the_play_and_the_engine_can_play_again(after, mo
 
 
 def test_a_role_without_a_model_is_a_setting_to_correct():
-    with pytest.raises(ConfigError, match="needs a model for the role 'partner'; configured roles: none"):
+    with pytest.raises(ConfigError, match="needs a model for the role 'partner'; the run has no partners"):
         play(make_engine(), attempts(TALK, 1))
 
 
@@ -402,7 +422,7 @@ def roll(judge: Judge, first_failure: int | None, later_failure: int | None = No
             engine = make_engine(Partner(fails_at=first_failure))
             sampling = Sampling(engine, params(), PLAIN, 0, 1, room)
             drafts = await draft_rollouts(sampling, judge, prompts, 2, feedback_below=1.0)
-            engine.auxiliaries["partner"] = Partner(fails_at=later_failure)
+            engine.partners = Company(Partner(fails_at=later_failure))
             return drafts, await refined_rollouts(sampling, judge, prompts, drafts)
 
     return asyncio.run(run())

@@ -30,6 +30,7 @@ from tests.tiny_run import file_task, files_of, run_config, status, story_task, 
 
 ITEMS = 8
 FIELDS = {
+    *("scored_by", "partners", "rows", "metrics"),
     *("schema_version", "label", "task", "task_version", "metric", "value", "interval", "n", "trials", "temperature"),
     *("judge", "outcomes", "step", "truncated_fraction", "mean_completion_tokens", "breakdown"),
 }
@@ -79,7 +80,8 @@ def test_a_record_is_the_mean_over_items_with_interval_breakdown_and_provenance(
 
 def test_a_sample_says_what_was_asked_said_and_scored(sampled):
     sample = sampled.samples[0]
-    assert set(sample) == {"id", "sample", "prompt", "reply", "gold", "outcome", "score", "labels"}
+    said = {"id", "sample", "prompt", "reply", "turns", "facts", "partners"}
+    assert set(sample) == {*said, "gold", "outcome", "score", "dimensions", "detail", "labels"}
     assert sample["prompt"][0]["role"] == "user" and sample["outcome"] == "ok"
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ditto_jax.judge.base import Judge
-from ditto_jax.judge.config import JudgeConfig
+import dataclasses
+from collections.abc import Sequence
 
-__all__ = ["Judge", "JudgeConfig", "make_judge"]
+from ditto_jax.judge.base import Judge
+from ditto_jax.judge.config import FEEDBACK_ROLE, EndpointConfig, JudgeConfig, RoleConfig
+
+__all__ = ["Judge", "JudgeConfig", "feedback_judge", "make_judge"]
 
 
 def make_judge(config: JudgeConfig) -> Judge:
@@ -21,3 +24,12 @@ def make_judge(config: JudgeConfig) -> Judge:
     from ditto_jax.judge.rules import RulesJudge
 
     return RulesJudge(config)
+
+
+def feedback_judge(config: JudgeConfig, endpoints: Sequence[RoleConfig]) -> JudgeConfig:
+    """Returns the settings of who writes words: those of the judge, at the endpoint of the role "feedback" if any."""
+    for endpoint in endpoints:
+        if FEEDBACK_ROLE in endpoint.roles:
+            values = {field.name: getattr(endpoint, field.name) for field in dataclasses.fields(EndpointConfig)}
+            return dataclasses.replace(config, **values)
+    return config

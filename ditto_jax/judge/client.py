@@ -12,14 +12,15 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 import httpx2
 import pydantic
 
 from ditto_jax.judge.completion import Completion, read_body, read_completion, request_body, response_failure
-from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.config import EndpointConfig
 from ditto_jax.judge.endpoint import Endpoint
+from ditto_jax.judge.fence import printable
 from ditto_jax.judge.replies import ReplyT, Unparsable, parse_reply
 from ditto_jax.judge.retry import (
     AttemptFailed,
@@ -31,13 +32,16 @@ from ditto_jax.judge.retry import (
     UnparsableFailure,
     retry_loop,
 )
+from ditto_jax.tasks.answers import visible_text
 from ditto_jax.types import Message, Outcome
+
+ResultT = TypeVar("ResultT")
 
 _MAX_CONNECT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class CallResult(Generic[ReplyT]):
+class CallResult(Generic[ResultT]):
     """How one call ended. `parsed` exists iff the outcome is OK (and never for a probe).
 
     text: what the model wrote last, for logs and re-scoring; empty if it wrote nothing.
@@ -47,7 +51,7 @@ class CallResult(Generic[ReplyT]):
     """
 
     outcome: Outcome
-    parsed: ReplyT | None
+    parsed: ResultT | None
     text: str = dataclasses.field(repr=False)
     tokens_in: int
     tokens_out: int
@@ -88,7 +92,7 @@ class ChatClient:
 
     def __init__(
         self,
-        config: JudgeConfig,
+        config: EndpointConfig,
         endpoint: Endpoint,
         *,
         sleep: Sleep = asyncio.sleep,
@@ -106,7 +110,11 @@ class ChatClient:
     async def complete(self, messages: Sequence[Message], reply_model: type[ReplyT]) -> CallResult[ReplyT]:
         """Returns the reply to `messages` as a `reply_model`, or the outcome that stands in its place."""
         body = request_body(self._config, messages, reply_model)
-        return await self._call(body, lambda completion: parse_completion(completion, reply_model))
+        return await self._call(body, lambda completion: parse_completion(completion, reply_model, self._config.where))
+
+    async def say(self, messages: Sequence[Message]) -> CallResult[str]:
+        """Returns the next message of a chat as plain text, or the outcome that stands in its place."""
+        return await self._call(request_body(self._config, messages, None), text_of)
 
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
@@ -139,7 +147,7 @@ class ChatClient:
             except TimeoutError:
                 outcome = Outcome.TIMED_OUT
                 last = progress.failure or "nothing answered"
-                detail = f"no reply within judge.timeout_s={self._config.timeout_s:g}; {last}"
+                detail = f"no reply within {self._config.where}.timeout_s={self._config.timeout_s:g}; {last}"
             except AttemptFailed as failure:
                 outcome, detail = _outcome_of(failure), failure.detail
             latency_s = time.monotonic() - start
@@ -223,14 +231,24 @@ class ChatClient:
         self.totals.latency_s += latency_s
 
 
-def parse_completion(completion: Completion, reply_model: type[ReplyT]) -> ReplyT:
+def text_of(completion: Completion) -> str:
+    """Returns the visible text of a completion; raises RefusedFailure or UnparsableFailure if it holds none."""
+    if completion.refusal:
+        raise RefusedFailure(completion.refusal)
+    text = visible_text(printable(completion.text))
+    if not text:
+        raise UnparsableFailure("the reply holds no visible text")
+    return text
+
+
+def parse_completion(completion: Completion, reply_model: type[ReplyT], where: str = "judge") -> ReplyT:
     """Returns the reply that a completion holds; raises RefusedFailure or UnparsableFailure if it holds none."""
     if completion.refusal:
         raise RefusedFailure(completion.refusal)
     try:
         return parse_reply(completion.text, reply_model)
     except Unparsable as error:
-        cut = " (cut off by the token limit: raise judge.max_tokens)" if completion.is_cut_off else ""
+        cut = f" (cut off by the token limit: raise {where}.max_tokens)" if completion.is_cut_off else ""
         raise UnparsableFailure(f"{error}{cut}") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pydantic
 
-from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.config import EndpointConfig
 from ditto_jax.judge.fence import printable
 from ditto_jax.judge.replies import schema_instruction
 from ditto_jax.judge.retry import (
@@ -60,21 +60,24 @@ class _WireCompletion(pydantic.BaseModel):
 
 
 def request_body(
-    config: JudgeConfig, messages: Sequence[Message], reply_model: type[pydantic.BaseModel]
+    config: EndpointConfig, messages: Sequence[Message], reply_model: type[pydantic.BaseModel] | None
 ) -> dict[str, Any]:
     """Returns the JSON body of a request.
 
-    The schema stands in `response_format` and, because endpoints may ignore that, in the prompt.
+    The schema stands in `response_format` and, because endpoints may ignore that, in the prompt. Without a reply model
+    plain text is asked for.
     """
     body: dict[str, Any] = {
         "model": config.model,
-        "messages": _with_schema(messages, reply_model),
+        "messages": _wire(messages) if reply_model is None else _with_schema(messages, reply_model),
         config.max_tokens_parameter: config.max_tokens,
     }
     if config.temperature is not None:
         body["temperature"] = config.temperature
     if config.reasoning_effort is not None:
         body["reasoning_effort"] = config.reasoning_effort
+    if reply_model is None:
+        return body
     if config.response_format == "json_object":
         body["response_format"] = {"type": "json_object"}
     elif config.response_format == "json_schema":
@@ -84,8 +87,12 @@ def request_body(
     return body
 
 
+def _wire(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
 def _with_schema(messages: Sequence[Message], reply_model: type[pydantic.BaseModel]) -> list[dict[str, str]]:
-    wire = [{"role": message.role, "content": message.content} for message in messages]
+    wire = _wire(messages)
     instruction = schema_instruction(reply_model)
     if wire and wire[-1]["role"] == "user":  # chat templates often insist on alternating roles
         wire[-1]["content"] += f"\n\n{instruction}"

@@ -1,7 +1,8 @@
-"""Settings → judge: which judge, where it is, how long and how often it may be asked, and what its words may hold.
+"""Settings → endpoints, judge and partners: which model, where it is, how long and how often it may be asked.
 
-In: values from YAML and flags (`judge.*`). Out: a checked, immutable, serialisable record that `make_judge` turns into
-a judge. Holds no secret: a key is named by its environment variable. Reads no environment and opens no connection.
+In: values from YAML and flags (`judge.*`, `partner.*`, `endpoints`). Out: checked, immutable, serialisable records that
+`make_judge` and `make_partners` turn into what they describe. Holds no secret: a key is named by its environment
+variable. Reads no environment and opens no connection.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from ditto_jax.errors import ConfigError
 
 Kind = Literal["rules", "openai"]
+PartnerKind = Literal["scripted", "openai"]
 FeedbackContent = Literal["full", "content_free"]
 ResponseFormat = Literal["json_schema", "json_object", "none"]
 MaxTokensParameter = Literal["max_tokens", "max_completion_tokens"]
+
+FEEDBACK_ROLE = "feedback"
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """Which judge assesses drafts and writes feedback. Raises ConfigError for values that cannot work.
+class EndpointConfig:
+    """A language model behind an OpenAI-compatible endpoint. Raises ConfigError for values that cannot work.
 
-    kind: "rules" is embedded and needs nothing; "openai" is any OpenAI-compatible chat-completions endpoint.
+    kind: "openai" asks the endpoint; what else there is, is said by the kinds of endpoint below.
     model: model name that the endpoint knows; required by "openai".
     base_url: address up to and without "/chat/completions"; None reads the environment variable OPENAI_BASE_URL.
     api_key_env: name of the environment variable that holds the key; None uses OPENAI_API_KEY where it is set, else
@@ -42,11 +46,12 @@ class JudgeConfig:
     reasoning_effort: passed on if set, for example "low".
     response_format: how the endpoint is told to answer in JSON. The schema is also stated in the prompt and always
         checked.
-    feedback_content: "content_free" is the control arm: words that say only that the draft is wrong.
-    max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
     """
 
-    kind: Kind = "rules"
+    where: ClassVar[str] = "endpoint"  # the name of these settings in errors
+    kinds: ClassVar[tuple[str, ...]] = ("openai",)
+
+    kind: str = "openai"
     model: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
@@ -59,36 +64,84 @@ class JudgeConfig:
     max_tokens_parameter: MaxTokensParameter = "max_tokens"
     reasoning_effort: str | None = None
     response_format: ResponseFormat = "json_schema"
+
+    def __post_init__(self):
+        where = self.where
+        _check_choice(f"{where}.kind", self.kind, self.kinds)
+        _check_choice(f"{where}.response_format", self.response_format, get_args(ResponseFormat))
+        _check_choice(f"{where}.max_tokens_parameter", self.max_tokens_parameter, get_args(MaxTokensParameter))
+        _check_at_least(f"{where}.max_concurrent", self.max_concurrent, 1, example=16)
+        _check_at_least(f"{where}.max_tokens", self.max_tokens, 1, example=1024)
+        _check_at_least(f"{where}.max_retries", self.max_retries, 0, example=4)
+        _check_at_least(f"{where}.unparsable_retries", self.unparsable_retries, 0, example=2)
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ConfigError(f"{where}.timeout_s={self.timeout_s}: must be a positive number of seconds; 120 works")
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            raise ConfigError(f"{where}.temperature={self.temperature}: must be from 0 to 2, or null; 0 works")
+        if self.kind == "openai" and not (self.model and self.model.strip()):
+            raise ConfigError(
+                f"{where}.model={self.model!r}: {where}.kind=openai needs a model name that the endpoint knows"
+            )
+        if self.base_url is not None:
+            check_base_url(self.base_url, where=f"{where}.base_url")
+        if self.api_key_env is not None and not _ENVIRONMENT_NAME.fullmatch(self.api_key_env):
+            # The value is not repeated: whoever gets this wrong has most likely put the key itself here.
+            raise ConfigError(
+                f"{where}.api_key_env: must be the name of an environment variable (letters, digits, underscores), not "
+                "a key; put the key into that variable and name it here, for example OPENAI_API_KEY"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(EndpointConfig):
+    """Which judge assesses drafts and writes feedback; other fields are those of every endpoint.
+
+    kind: "rules" is embedded and needs nothing; "openai" asks the endpoint.
+    feedback_content: "content_free" is the control arm: words that say only that the draft is wrong.
+    max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
+    """
+
+    where: ClassVar[str] = "judge"
+    kinds: ClassVar[tuple[str, ...]] = get_args(Kind)
+
+    kind: Kind = "rules"
     feedback_content: FeedbackContent = "full"
     max_error_rate: float = 0.5
 
     def __post_init__(self):
-        _check_choice("kind", self.kind, get_args(Kind))
-        _check_choice("feedback_content", self.feedback_content, get_args(FeedbackContent))
-        _check_choice("response_format", self.response_format, get_args(ResponseFormat))
-        _check_choice("max_tokens_parameter", self.max_tokens_parameter, get_args(MaxTokensParameter))
-        _check_at_least("max_concurrent", self.max_concurrent, 1, example=16)
-        _check_at_least("max_tokens", self.max_tokens, 1, example=1024)
-        _check_at_least("max_retries", self.max_retries, 0, example=4)
-        _check_at_least("unparsable_retries", self.unparsable_retries, 0, example=2)
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
-            raise ConfigError(f"judge.timeout_s={self.timeout_s}: must be a positive number of seconds; 120 works")
+        super().__post_init__()
+        _check_choice("judge.feedback_content", self.feedback_content, get_args(FeedbackContent))
         if not 0 <= self.max_error_rate <= 1:
             raise ConfigError(f"judge.max_error_rate={self.max_error_rate}: is a fraction from 0 to 1; 0.5 works")
-        if self.temperature is not None and not 0 <= self.temperature <= 2:
-            raise ConfigError(f"judge.temperature={self.temperature}: must be from 0 to 2, or null; 0 works")
-        if self.kind == "openai" and not (self.model and self.model.strip()):
-            raise ConfigError(
-                f"judge.model={self.model!r}: judge.kind=openai needs a model name that the endpoint knows"
-            )
-        if self.base_url is not None:
-            check_base_url(self.base_url, where="judge.base_url")
-        if self.api_key_env is not None and not _ENVIRONMENT_NAME.fullmatch(self.api_key_env):
-            # The value is not repeated: whoever gets this wrong has most likely put the key itself here.
-            raise ConfigError(
-                "judge.api_key_env: must be the name of an environment variable (letters, digits, underscores), not a "
-                "key; put the key into that variable and name it here, for example OPENAI_API_KEY"
-            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PartnerConfig(EndpointConfig):
+    """Who speaks in episodes beside the policy (partner, assistant, narrator …); other fields are those of endpoints.
+
+    kind: "scripted" is embedded, needs nothing and says what the task's script says; "openai" asks the endpoint.
+    """
+
+    where: ClassVar[str] = "partner"
+    kinds: ClassVar[tuple[str, ...]] = get_args(PartnerKind)
+
+    kind: PartnerKind = "scripted"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleConfig(PartnerConfig):
+    """An endpoint for some roles only: `roles` of episodes as their tasks name them, or "feedback", which writes h."""
+
+    where: ClassVar[str] = "endpoints"
+
+    roles: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.roles:
+            raise ConfigError("endpoints.roles: name at least one role, for example [narrator] or [feedback]")
+        if FEEDBACK_ROLE in self.roles and self.kind != "openai":
+            raise ConfigError(f"endpoints.kind={self.kind}: the role 'feedback' needs kind: openai")
 
 
 def check_base_url(url: str, where: str) -> None:
@@ -110,9 +163,9 @@ def check_base_url(url: str, where: str) -> None:
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"judge.{name}={value!r}: must be one of {', '.join(choices)}")
+        raise ConfigError(f"{name}={value!r}: must be one of {', '.join(choices)}")
 
 
 def _check_at_least(name: str, value: int, least: int, example: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"judge.{name}={value!r}: must be an integer of at least {least}; {example} works")
+        raise ConfigError(f"{name}={value!r}: must be an integer of at least {least}; {example} works")

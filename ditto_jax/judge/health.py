@@ -17,8 +17,8 @@ def require_healthy(
 ) -> None:
     """Returns nothing; raises JudgeUnavailableError if more than the fraction `max_error_rate` of `results` failed.
 
-    A judge may decline to comment on a draft, so refused feedback is no failure; a refused score is. Fewer than `least`
-    results decide nothing.
+    A judge may decline to comment on a draft, so refused feedback is no failure; a refused score is. What a filter of
+    ours discarded says nothing about the judge. Fewer than `least` results decide nothing.
     """
     failed = [result for result in results if _is_failure(result)]
     if len(results) < max(1, least) or len(failed) <= max_error_rate * len(results):
@@ -34,4 +34,5 @@ def require_healthy(
 
 def _is_failure(result: Verdict | Feedback) -> bool:
     declined = isinstance(result, Feedback) and result.outcome is Outcome.REFUSED
+    declined = declined or result.outcome is Outcome.REJECTED  # by a filter of ours
     return result.outcome is not Outcome.OK and not declined

@@ -19,7 +19,7 @@ from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.endpoint import Endpoint, resolve_endpoint
 from ditto_jax.judge.fence import printable
 from ditto_jax.judge.retry import Sleep
-from ditto_jax.judge.rules import rule_verdict
+from ditto_jax.judge.scoring import asked_verdict
 from ditto_jax.judge.words import CONTENT_FREE, content_free_control, screened_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import FeedbackReply, Task
@@ -67,8 +67,9 @@ class OpenAIJudge:
             raise JudgeUnavailableError(_unavailable_message(self._config, self._endpoint, result))
 
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        """Returns the task's rule score; raises ConfigError if the task has none."""
-        return self._outcomes.verdict(rule_verdict(task, example, conversation))
+        """Returns the task's rule score, or what the model's replies to the task's questions make."""
+        model = str(self._config.model)
+        return self._outcomes.verdict(await asked_verdict(task, example, conversation, self._client, model))
 
     async def feedback(
         self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId

@@ -1,38 +1,22 @@
 """Rollout → verdict and feedback by rule: the embedded judge, which needs no network and no key.
 
 In: an example and what the policy said. Out: the task's own rule score, and words from its symbolic trace. The same
-call key gives the same words. Cannot judge tasks that have no rules.
+call key gives the same words. Tasks that have no rules
+are scored by their labelled stand-in, or not at all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
+from ditto_jax.judge.scoring import rule_verdict, rules_identity
 from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, screened_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
-
-
-def rules_identity(task: Task[Any]) -> str:
-    """Returns the name of a task's rules with their version, such as "rules@hitom-1"."""
-    return f"rules@{task.name}-{task.version}"
-
-
-def rule_verdict(task: Task[Any], example: Example, conversation: Conversation) -> Verdict:
-    """Returns the task's rule score; raises ConfigError if the task has none."""
-    verdict = task.rule_score(example, conversation)
-    if verdict is None:
-        raise ConfigError(
-            f"task {task.name} has no rule that scores a rollout: its score needs a language-model judge; "
-            "leave it out of `tasks`, or use a version that can ask one for scores"
-        )
-    return dataclasses.replace(verdict, judge=rules_identity(task))
 
 
 class RulesJudge:
@@ -51,7 +35,7 @@ class RulesJudge:
         """Returns at once: rules are always there."""
 
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        """Returns the task's rule score; raises ConfigError if the task has none."""
+        """Returns the task's rule score or labelled stand-in; raises ConfigError if the task has neither."""
         return self._outcomes.verdict(rule_verdict(task, example, conversation))
 
     async def feedback(

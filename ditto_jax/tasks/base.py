@@ -1,8 +1,9 @@
 """What a task is: prompts, an episode, a scorer and feedback, over ports it does not own.
 
-A task is one file. Single-turn, multi-turn and multi-agent tasks differ only in how often their `episode` awaits a
-port. A refined rollout is the same coroutine with `feedback` set. Tasks never import jax, never talk to the network,
-and never choose thresholds: gates, caps and model names are configuration.
+Single-turn, multi-turn and multi-agent tasks differ only in how often their `episode` awaits a port. A refined rollout
+is the same coroutine with `feedback` set. A score comes from rules, or from a language model's replies to questions
+that the task asks. Tasks never import jax, never talk to the network, and never choose thresholds: gates, caps and
+model names are configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
 
-from ditto_jax.types import Chat, Conversation, Example, Message, Reply, Verdict
+from ditto_jax.tasks.rows import RowReport
+from ditto_jax.types import Chat, Conversation, Example, Message, Outcome, Reply, Verdict
 
 
 class ReplyPort(Protocol):
@@ -39,8 +41,16 @@ class Ports(Protocol):
         ...
 
 
-class AuxiliaryFailure(Exception):
-    """An auxiliary model failed; the episode is invalid: masked and counted, never scored."""
+class EpisodeFailure(Exception):
+    """An episode cannot go on; it is masked and counted under `outcome`, never scored."""
+
+    def __init__(self, detail: str, outcome: Outcome = Outcome.UNAVAILABLE):
+        super().__init__(detail)
+        self.outcome = outcome
+
+
+class AuxiliaryFailure(EpisodeFailure):
+    """An auxiliary model (partner, narrator, assistant) failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,15 @@ class FeedbackReply(pydantic.BaseModel):
     feedback: str = pydantic.Field(min_length=1, max_length=8000)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A scored conversation, as metrics over many of them see it."""
+
+    example: Example
+    conversation: Conversation
+    verdict: Verdict
+
+
 OptionsT = TypeVar("OptionsT")
 
 
@@ -74,6 +93,7 @@ class Source:
     split: "train", "validation" or "test". Generated splits never share words or stories.
     limit: how many examples; None means all (generated: required).
     seed: seed of the generator.
+    rows: the account that readers keep; by default a malformed row is an error.
     """
 
     kind: str = "generated"
@@ -81,6 +101,7 @@ class Source:
     split: str = "train"
     limit: int | None = None
     seed: int = 0
+    rows: RowReport = dataclasses.field(default_factory=RowReport, compare=False)
 
 
 class Task(abc.ABC, Generic[OptionsT]):
@@ -89,6 +110,8 @@ class Task(abc.ABC, Generic[OptionsT]):
     name: ClassVar[str]
     version: ClassVar[str]  # changes whenever prompts, scorer or feedback change
     options_type: ClassVar[type]  # frozen dataclass of task options, filled from configuration
+    sources: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # kind of source → splits that it has
+    many_turns: ClassVar[bool] = False  # whether the policy may speak more than once in an episode
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -101,13 +124,44 @@ class Task(abc.ABC, Generic[OptionsT]):
     def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
         """Returns the chat before the policy's first reply: x, or (x, h) with `feedback`."""
 
+    def openings(self, example: Example, feedback: str | None = None) -> Mapping[str, tuple[Message, ...]]:
+        """Returns the opening of every role that the policy plays, by the role names used with `ports.policy`.
+
+        A role that may hear others before its first reply must end its opening with the system message.
+        """
+        return {"policy": self.opening(example, feedback)}
+
     @abc.abstractmethod
     async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
         """Plays one episode. With `feedback`, the same episode in the context (x, h)."""
 
     @abc.abstractmethod
     def rule_score(self, example: Example, conversation: Conversation) -> Verdict | None:
-        """Returns the verdict if rules can score this task, else None (an LLM judge must)."""
+        """Returns the verdict if rules can score this conversation, else None (a language model must).
+
+        A conversation that needs no judge to be worthless (nothing visible was said) is scored 0 here.
+        """
+
+    def score_requests(self, example: Example, conversation: Conversation) -> Mapping[str, JudgeRequest]:
+        """Returns the questions whose replies make the score, by name. All are asked; if one fails, there is no score.
+
+        Only called where `rule_score` gave None.
+        """
+        return {}
+
+    def judged_score(
+        self, example: Example, conversation: Conversation, replies: Mapping[str, pydantic.BaseModel]
+    ) -> Verdict:
+        """Returns the verdict that the validated replies to `score_requests` make. Its `judge` is filled in later."""
+        raise NotImplementedError(f"task {self.name} asks questions for its score but does not say what replies make")
+
+    def proxy_score(self, example: Example, conversation: Conversation) -> Verdict | None:
+        """Returns a rule-made stand-in for the judge's score, for runs without one, or None; labelled a proxy."""
+        return None
+
+    def wants_feedback(self, example: Example, conversation: Conversation, verdict: Verdict) -> bool:
+        """Returns whether words about this draft make sense; the score gate is configuration and asked before."""
+        return True
 
     @abc.abstractmethod
     def rule_feedback(
@@ -124,6 +178,31 @@ class Task(abc.ABC, Generic[OptionsT]):
         from ditto_jax.tasks.leak import leak_rule
 
         return leak_rule(feedback, gold_text=example.gold, gold_letter=example.payload.get("gold_letter"))
+
+    def self_reference(self, example: Example, conversation: Conversation) -> bool:
+        """Returns True if the policy spoke of the guidance it was given; such refined rollouts are discarded."""
+        from ditto_jax.tasks.leak import mentions_guidance
+
+        return any(mentions_guidance(text) for text in conversation.policy_texts)
+
+    def scripted_reply(self, example: Example, role: str, chat: Chat, rng: random.Random) -> str | None:
+        """Returns what the embedded partner says in `role`, or None if the task has no script for it.
+
+        A script keeps offline runs going; it is no model of a person, and every output says that it was used.
+        """
+        return None
+
+    def groups(self, example: Example) -> frozenset[str]:
+        """Returns what an example must not share with held-out data ("story:…", "book:…"); see `splits.group_name`."""
+        return frozenset()
+
+    def evaluation_only(self, source: Source) -> str:
+        """Returns why a source may not be trained on, or ""."""
+        return ""
+
+    def batch_metrics(self, scored: Sequence[Scored]) -> Mapping[str, float]:
+        """Returns metrics that exist only over many conversations; evaluation calls it once a task."""
+        return {}
 
     def breakdown(self, example: Example) -> Mapping[str, str]:
         """Returns the labels that evaluation groups by, for example {"order": "2"}."""

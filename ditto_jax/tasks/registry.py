@@ -1,37 +1,41 @@
-"""Task name → task. The built-in tasks, and those that installed packages add by entry point.
+"""Task name → task. The built-in tasks, those that installed packages add by entry point, and files of one's own.
 
 In: a name and options as plain values. Out: the task. A package adds tasks with the entry point group
-"ditto_jax.tasks", each naming a subclass of `Task`. Unknown names are errors: no row is ever handed to some default
-task.
+"ditto_jax.tasks", each naming a subclass of `Task`; "path.py:MyTask" names one in a file. Unknown names are errors: no
+row is ever handed to some default task.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from ditto_jax.errors import ConfigError
+from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.tasks.base import Task, options_from
+from ditto_jax.tasks.released import SOUL, canonical, unusable
 
 GROUP = "ditto_jax.tasks"
 
-
-def _hitom() -> type[Task]:
-    from ditto_jax.tasks.hitom import HiToM
-
-    return HiToM
-
-
-def _paratomi() -> type[Task]:
-    from ditto_jax.tasks.paratomi import ParaToMi
-
-    return ParaToMi
-
-
 # Loaded when asked for: a task may need packages that others do not.
-_BUILT_IN: Mapping[str, Callable[[], type[Task]]] = {"hitom": _hitom, "paratomi": _paratomi}
+_BUILT_IN: Mapping[str, str] = {
+    "hitom": "ditto_jax.tasks.hitom.task:HiToM",
+    "paratomi": "ditto_jax.tasks.paratomi.task:ParaToMi",
+    "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
+    "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
+}
+
+
+def built_in_names() -> tuple[str, ...]:
+    """Returns the names of the tasks of the suite that this package has."""
+    return tuple(_BUILT_IN)
 
 
 def task_names() -> tuple[str, ...]:
@@ -40,18 +44,20 @@ def task_names() -> tuple[str, ...]:
 
 
 def task_type(name: str) -> type[Task]:
-    """Returns the class of a task. Raises ConfigError for unknown names and for entry points that hold no task."""
+    """Returns the class of a task. Raises ConfigError for unknown names and for what names no task."""
     if name in _BUILT_IN:
-        return _BUILT_IN[name]()
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if ".py:" in name:
+        return _from_file(name)
     found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
     if not found:
+        if name in SOUL or canonical(name) != name or "not yet" in unusable(name):
+            raise ConfigError(f"task {name!r} is known but not yet here; known tasks: {', '.join(task_names())}")
         near = difflib.get_close_matches(name, task_names(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"task {name!r} is unknown; {hint}known tasks: {', '.join(task_names())}")
-    loaded = found[0].load()
-    if not (isinstance(loaded, type) and issubclass(loaded, Task)):
-        raise ConfigError(f"task {name!r}: the entry point {found[0].value!r} must name a subclass of Task")
-    return loaded
+    return _checked(found[0].load(), name, f"the entry point {found[0].value!r}")
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
@@ -62,3 +68,38 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     found = task_type(name)
     return found(options_from(found, options or {}))
+
+
+def _checked(loaded: object, name: str, where: str) -> type[Task]:
+    if not (isinstance(loaded, type) and issubclass(loaded, Task)):
+        raise ConfigError(f"task {name!r}: {where} must name a subclass of Task")
+    return loaded
+
+
+def _from_file(name: str) -> type[Task]:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise MissingInputError(f"task {name!r}: no such file; give the path of a Python file, as in path.py:MyTask")
+    module = _module(path)
+    if not hasattr(module, attribute):
+        raise ConfigError(f"task {name!r}: {path} has no {attribute!r}; name a subclass of Task in it")
+    return _checked(getattr(module, attribute), name, f"{path}:{attribute}")
+
+
+def _module(path: Path) -> ModuleType:
+    """The module of a file, loaded once: dataclasses and pydantic look their module up by name."""
+    unique = f"ditto_jax_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import string
 
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.hitom_files import read_choices
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.hitom.files import read_choices
 from ditto_jax.tasks.registry import get_task
 from ditto_jax.types import Conversation, Example
 

@@ -6,7 +6,7 @@ import pytest
 
 from ditto_jax.tasks.answers import answer_letter, answer_text, named_candidates, visible_text
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.hitom_files import read_choices
+from ditto_jax.tasks.hitom.files import read_choices
 from ditto_jax.tasks.registry import get_task
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 

@@ -9,9 +9,9 @@ import pytest
 
 from ditto_jax.judge.fence import fence
 from ditto_jax.tasks.base import FeedbackReply, Source
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.feedback_wordings import WORDINGS
-from ditto_jax.tasks.story import Kind, parse_story
+from ditto_jax.tasks.belief.story import Kind, parse_story
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.belief.wordings import WORDINGS
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 from tests.tasks.belief_cases import LINES, SETTINGS, containers_of, example_about, reply_with, task_of, words_about
 

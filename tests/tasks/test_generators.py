@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.tasks.belief import HITOM, TOMI, trace_belief
-from ditto_jax.tasks.hitom_files import read_choices
-from ditto_jax.tasks.hitom_generator import HiToMOptions, generate_hitom
-from ditto_jax.tasks.paratomi_generator import ParaToMiOptions, generate_paratomi
-from ditto_jax.tasks.story import Kind, Question, parse_question, parse_story, render_story
-from ditto_jax.tasks.words import SPLITS, VOCABULARIES, words_for
+from ditto_jax.tasks.belief.oracle import HITOM, TOMI, trace_belief
+from ditto_jax.tasks.belief.story import Kind, Question, parse_question, parse_story, render_story
+from ditto_jax.tasks.belief.words import SPLITS, VOCABULARIES, words_for
+from ditto_jax.tasks.hitom.files import read_choices
+from ditto_jax.tasks.hitom.generator import HiToMOptions, generate_hitom
+from ditto_jax.tasks.paratomi.generator import ParaToMiOptions, generate_paratomi
 from ditto_jax.types import Example
 
 TINY = HiToMOptions(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.hitom_files import read_choices, read_hitom
+from ditto_jax.tasks.data_files import take
+from ditto_jax.tasks.hitom.files import read_choices, read_hitom
 
 ROW = {
     "prompting_type": "CoTP",
@@ -90,10 +91,10 @@ def test_folders_and_gzipped_twins_are_found(tmp_path, place):
 
 def test_a_limited_sample_is_fixed_nested_and_in_file_order(tmp_path):
     file = _write(tmp_path / "h.json", _rows(40))
-    few, more = ([int(e.id.split("-")[1]) for e in read_hitom(file, "test", limit)] for limit in (8, 16))
+    few, more = ([int(e.id.split("-")[1]) for e in take(read_hitom(file, "test"), limit)] for limit in (8, 16))
     assert len(few) == 8 and len(more) == 16 and set(few) < set(more)
     assert few == sorted(few) and few != list(range(8))
-    assert len(read_hitom(file, "test", 100)) == 40
+    assert len(take(read_hitom(file, "test"), 100)) == 40
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_files_that_are_no_hitom_file_are_refused(tmp_path):
         read_hitom(_write(tmp_path / "list.json", _rows(), wrap=False), "test", None)
     with pytest.raises(DataError, match=r"data\[0\]: row='text'"):
         read_hitom(_write(tmp_path / "text.json", ["text"]), "test", None)
-    with pytest.raises(DataError, match="no row with prompting_type"):
+    with pytest.raises(DataError, match="left out: prompting_type VP"):
         read_hitom(_write(tmp_path / "vp.json", _rows(prompting_type="VP")), "test", None)
     (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps({"data": _rows()}).encode())[:-12])
     with pytest.raises(DataError, match="not readable"):
@@ -176,4 +177,4 @@ def test_the_official_file_is_read_completely():
         options = read_choices(e.payload["choices"])
         assert options is not None and options[e.payload["gold_letter"]] == e.gold and len(options) == 15
         assert e.payload["story"].endswith(".")
-    assert len(set(Counter(e.payload["question_order"] for e in read_hitom(folder, "test", 100)))) == 5
+    assert len(set(Counter(e.payload["question_order"] for e in take(read_hitom(folder, "test"), 100)))) == 5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ditto_jax.tasks.belief import HITOM, Trace, trace_belief
-from ditto_jax.tasks.hitom_files import read_hitom
-from ditto_jax.tasks.story import Event, Kind, Question, parse_question, parse_story, render_story
+from ditto_jax.tasks.belief.oracle import HITOM, Trace, trace_belief
+from ditto_jax.tasks.belief.story import Event, Kind, Question, parse_question, parse_story, render_story
+from ditto_jax.tasks.hitom.files import read_hitom
 from ditto_jax.types import Example
 
 STORY = """\

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.paratomi_files import question_order, read_paratomi
-from ditto_jax.tasks.tomi_candidates import same_name, story_candidates
+from ditto_jax.tasks.data_files import take
+from ditto_jax.tasks.paratomi.candidates import same_name, story_candidates
+from ditto_jax.tasks.paratomi.files import question_order, read_paratomi
 
 STORY = """\
 1 Ann entered the front_yard.
@@ -172,9 +173,9 @@ def test_a_bad_table_field_is_named(tmp_path, changes, field):
 def test_a_table_with_wrong_shape_is_refused(tmp_path):
     with pytest.raises(DataError, match="line 1: no column cands, answer"):
         read_paratomi(_table(tmp_path / "t.csv", TABLE_ROW, columns=tuple(TABLE_ROW)[:5]), "test", None)
-    with pytest.raises(DataError, match="two rows have the id 'paratomi-t-17'"):
+    with pytest.raises(DataError, match="id='paratomi-t-17': a row before has it"):
         read_paratomi(_table(tmp_path / "t.csv", TABLE_ROW, TABLE_ROW), "test", None)
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="holds no row"):
         read_paratomi(_table(tmp_path / "t.csv"), "test", None)
     short = _table(tmp_path / "t.csv", TABLE_ROW)
     for end, rule in (("9,reality\n", "as many fields"), ('9,"reality', "not valid CSV")):
@@ -249,7 +250,7 @@ def test_the_official_files_are_read_completely(folder, split):
     assert len(examples) > 4000 and len({e.id for e in examples}) == len(examples)
     for e in examples:
         assert e.gold in e.payload["cands"] and 2 <= len(e.payload["cands"]) <= 6
-    assert {e.payload["question_order"] for e in read_paratomi(_data() / folder, split, 60)} == {0, 1, 2}
+    assert {e.payload["question_order"] for e in take(read_paratomi(_data() / folder, split), 60)} == {0, 1, 2}
 
 
 def test_the_candidate_rules_find_every_listed_container_and_place():

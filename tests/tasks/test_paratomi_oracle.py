@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.errors import DataError
-from ditto_jax.tasks.belief import HITOM, TOMI, Rules, trace_belief
-from ditto_jax.tasks.paratomi_files import read_paratomi
-from ditto_jax.tasks.story import Event, Kind, Question, parse_question, parse_story
+from ditto_jax.tasks.belief.oracle import HITOM, TOMI, Rules, trace_belief
+from ditto_jax.tasks.belief.story import Event, Kind, Question, parse_question, parse_story
+from ditto_jax.tasks.paratomi.files import read_paratomi
 from ditto_jax.types import Example
 
 

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.parquet import read_parquet
+from ditto_jax.tasks.base import Source
+from ditto_jax.tasks.registry import get_task
 
 HITOM = {
     "index": 5,
@@ -33,6 +34,10 @@ PARATOMI = {
     "extra_info": "",
 }
 ROWS = {"hitom": HITOM, "paratomi": PARATOMI}
+
+
+def read_parquet(path: Path, task: str, limit: int | None, split: str = "train"):
+    return get_task(task).load(Source("parquet", path, split, limit))
 
 
 def _write(path: Path, source: str, *infos: dict, sources: tuple[str, ...] = ()) -> Path:
@@ -144,13 +149,18 @@ def test_a_bad_field_is_named_with_file_and_row(tmp_path, task, changes, field):
 
 def test_rows_of_unknown_or_other_tasks_are_errors(tmp_path):
     unknown = _write(tmp_path / "u.parquet", "", HITOM, {**HITOM, "index": 6}, sources=("hitom", "maths"))
-    with pytest.raises(DataError, match=r"row\[1\]: data_source='maths': unknown; known: hitom, paratomi"):
+    with pytest.raises(DataError, match=r"row\[1\]: data_source='maths': 'maths' is unknown; known: .*hitom, paratomi"):
         read_parquet(unknown, "hitom", None)
     mixed = _write(tmp_path / "m.parquet", "", HITOM, {**HITOM, "index": 6}, sources=("hitom", "paratomi"))
     with pytest.raises(DataError, match=r"row\[1\]: data_source='paratomi': must be 'hitom'"):
         read_parquet(mixed, "hitom", None)
-    with pytest.raises(ConfigError, match="task='maths': has no parquet reader"):
+    later = _write(tmp_path / "l.parquet", "", HITOM, sources=("alignx_demo",))
+    with pytest.raises(DataError, match="'alignx_demo' is known but not yet a task of this suite"):
+        read_parquet(later, "hitom", None)
+    with pytest.raises(ConfigError, match="task 'maths' is unknown"):
         read_parquet(mixed, "maths", None)
+    with pytest.raises(ConfigError, match="task 'behavior_chain' is known but not yet here"):
+        read_parquet(mixed, "behavior_chain", None)
 
 
 def test_files_of_another_kind_are_refused(tmp_path):
@@ -163,7 +173,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"data_source": ["hitom"], "extra_info": ["x"]}), tmp_path / "s.parquet")
     with pytest.raises(DataError, match=r"row\[0\]: extra_info='x': must be a struct"):
         read_parquet(tmp_path / "s.parquet", "hitom", None)
-    with pytest.raises(DataError, match="two rows have the id 'hitom-5'"):
+    with pytest.raises(DataError, match="id='hitom-5': a row before has it"):
         read_parquet(_write(tmp_path / "d.parquet", "hitom", HITOM, HITOM), "hitom", None)
     with pytest.raises(DataError, match="holds no row"):
         read_parquet(_write(tmp_path / "e.parquet", "hitom"), "hitom", None)

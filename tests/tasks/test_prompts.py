@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from ditto_jax.tasks.base import ReplyPort, Source
-from ditto_jax.tasks.paratomi import ParaToMi
+from ditto_jax.tasks.paratomi.task import ParaToMi
 from ditto_jax.tasks.registry import get_task
 from ditto_jax.types import FinishReason, Message, Reply
 from tests.tasks.belief_cases import task_of

@@ -11,7 +11,7 @@ import pytest
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.tasks import registry
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.paratomi import ParaToMi
+from ditto_jax.tasks.paratomi.task import ParaToMi
 from ditto_jax.types import Conversation
 
 
@@ -49,7 +49,7 @@ def test_a_package_can_add_a_task(monkeypatch: pytest.MonkeyPatch):
         ]
     )
     monkeypatch.setattr(registry, "entry_points", lambda group: added.select(group=group))
-    assert registry.task_names() == ("hitom", "paratomi", "broken", "other")
+    assert registry.task_names() == (*registry.built_in_names(), "broken", "other")
     assert registry.get_task("other").name == "other"
     assert registry.get_task("hitom").name == "hitom"  # a package cannot replace a built-in task
     with pytest.raises(ConfigError, match="subclass of Task"):

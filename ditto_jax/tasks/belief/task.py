@@ -10,20 +10,19 @@ from __future__ import annotations
 import abc
 import functools
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import ClassVar, Protocol, TypeVar
 
-from ditto_jax.errors import ConfigError, DataError
-from ditto_jax.feedback import with_feedback
+from ditto_jax.errors import DataError
 from ditto_jax.judge.fence import FENCE_NOTE, fence
 from ditto_jax.tasks.answers import answer_text, plain_name
-from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Ports, Source, Task
-from ditto_jax.tasks.belief import Rules, Trace, trace_belief
-from ditto_jax.tasks.belief_demonstration import worked_steps
-from ditto_jax.tasks.belief_feedback import belief_feedback, say
-from ditto_jax.tasks.source import needed_limit, needed_path
-from ditto_jax.tasks.story import Event, parse_question, parse_story, render_terse
+from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Ports
+from ditto_jax.tasks.belief.demonstration import worked_steps
+from ditto_jax.tasks.belief.feedback import belief_feedback, say
+from ditto_jax.tasks.belief.oracle import Rules, Trace, trace_belief
+from ditto_jax.tasks.belief.story import Event, parse_question, parse_story, render_terse
+from ditto_jax.tasks.soul_task import SoulTask
+from ditto_jax.tasks.splits import group_name
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 
 
@@ -53,32 +52,11 @@ def events_of(example: Example) -> tuple[Event, ...] | None:
     return _events(str(example.payload.get("events") or example.payload["story"]))
 
 
-class BeliefTask(Task[OptionsT]):
+class BeliefTask(SoulTask[OptionsT]):
     """A theory-of-mind question about where an object is thought to be."""
 
     rules: ClassVar[Rules]
     rules_in_brief: ClassVar[str]  # for the judge that writes feedback
-
-    def load(self, source: Source) -> Sequence[Example]:
-        """Returns examples of a source. Raises ConfigError, MissingInputError or DataError saying what to change."""
-        if source.kind == "generated":
-            return self.generate(source.split, needed_limit(source), source.seed)
-        if source.kind == "files":
-            return self.read_files(needed_path(source, self.name), source.split, source.limit)
-        if source.kind == "parquet":
-            # Imported here: reading parquet needs pyarrow, which nothing else does.
-            from ditto_jax.tasks.parquet import read_parquet
-
-            return read_parquet(needed_path(source, self.name), self.name, source.limit, source.split)
-        raise ConfigError(f"source.kind={source.kind!r}: must be generated, files or parquet; for example 'generated'")
-
-    @abc.abstractmethod
-    def generate(self, split: str, count: int, seed: int) -> list[Example]:
-        """Returns `count` generated examples of a split."""
-
-    @abc.abstractmethod
-    def read_files(self, path: Path, split: str, limit: int | None) -> list[Example]:
-        """Returns the examples of the benchmark's public files."""
 
     @property
     @abc.abstractmethod
@@ -98,8 +76,7 @@ class BeliefTask(Task[OptionsT]):
         """Returns what stands in the answer tags for a container."""
 
     def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
-        chat = (Message("user", self.prompt(example)),)
-        return chat if feedback is None else with_feedback(chat, feedback, self.options.feedback_placement)
+        return self.placed((Message("user", self.prompt(example)),), feedback)
 
     async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
         chat = self.opening(example, feedback)
@@ -119,6 +96,10 @@ class BeliefTask(Task[OptionsT]):
             detail = "right" if is_right else "wrong"
         score = float(is_right)
         return Verdict(Outcome.OK, score, {"accuracy": score}, judge="rules", detail=detail)
+
+    def groups(self, example: Example) -> frozenset[str]:
+        """All questions about one story stay together."""
+        return frozenset({group_name("story", str(example.payload["story"]))})
 
     def trace(self, example: Example) -> Trace | None:
         """Returns the belief trace of the example's question, None if story or question are outside the grammar."""

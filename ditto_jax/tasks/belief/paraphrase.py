@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterable
 
-from ditto_jax.tasks.story import Event, Kind
+from ditto_jax.tasks.belief.story import Event, Kind
 
 _TEMPLATES: dict[Kind, tuple[str, ...]] = {
     Kind.ENTER: (

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ditto_jax.tasks.answers import answer_text, named_candidates
-from ditto_jax.tasks.belief import TOMI
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.paratomi_files import read_paratomi
-from ditto_jax.tasks.paratomi_generator import ParaToMiOptions, generate_paratomi
-from ditto_jax.tasks.tomi_candidates import story_candidates
+from ditto_jax.tasks.base import Source
+from ditto_jax.tasks.belief.oracle import TOMI
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.paratomi.candidates import story_candidates
+from ditto_jax.tasks.paratomi.files import paratomi_released, read_paratomi
+from ditto_jax.tasks.paratomi.generator import ParaToMiOptions, generate_paratomi
+from ditto_jax.tasks.splits import SPLITS
 from ditto_jax.types import Example
 
 _TASK = (
@@ -32,6 +35,7 @@ class ParaToMi(BeliefTask[ParaToMiOptions]):
     name = "paratomi"
     version = "1"
     options_type = ParaToMiOptions
+    sources: ClassVar = {"generated": SPLITS, "files": SPLITS, "parquet": SPLITS}
     rules = TOMI
     rules_in_brief = (
         "People notice only what happens in the place where they are. Who enters a place sees where everything in it "
@@ -45,8 +49,11 @@ class ParaToMi(BeliefTask[ParaToMiOptions]):
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
         return generate_paratomi(self.options, split, count, seed)
 
-    def read_files(self, path: Path, split: str, limit: int | None) -> list[Example]:
-        return read_paratomi(path, split, limit)
+    def read_files(self, path: Path, source: Source) -> list[Example]:
+        return read_paratomi(path, source.split, source.rows)
+
+    def released_row(self, file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
+        return paratomi_released(file, where, example_id, info)
 
     def prompt(self, example: Example) -> str:
         if self.options.prompt_style == "compact":

@@ -11,14 +11,16 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.data_files import bad_row, check_unique, find_file, plain_or_gz, read_text, take, text_list
-from ditto_jax.tasks.hitom_generator import story_digest
-from ditto_jax.tasks.tomi_candidates import same_name, story_candidates
+from ditto_jax.tasks.data_files import bad_row, find_file, plain_or_gz, read_text, text_list
+from ditto_jax.tasks.hitom.files import released_answer, released_lines
+from ditto_jax.tasks.hitom.generator import story_digest
+from ditto_jax.tasks.paratomi.candidates import same_name, story_candidates
+from ditto_jax.tasks.rows import RowReport, read_rows
 from ditto_jax.types import Example
 
 _SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -28,13 +30,13 @@ _STORY_TYPES = ("true_belief", "false_belief", "second_order_false_belief")
 _COLUMNS = ("index", "qTypeRaw", "story", "question", "cands", "answer")
 
 
-def read_paratomi(path: Path, split: str = "test", limit: int | None = None) -> list[Example]:
+def read_paratomi(path: Path, split: str = "test", report: RowReport | None = None) -> list[Example]:
     """Returns the questions of the ToMi file at `path`, ids "paratomi-<file name>-<block from 0, or index column>".
 
     A folder is searched for the official ToMi file of `split` ("train", "validation", "test"), then for the
     paraphrased one; a file is read whatever the split. Candidates: the column `cands` of the table; for stories in
-    text, all containers and places that the story names. With `limit`, a fixed sample in file order. Raises
-    MissingInputError (absent path or trace) or DataError (file, line, field, rule).
+    text, all containers and places that the story names. Raises MissingInputError (absent path or trace) or DataError
+    (file, line, field, rule).
     """
     if split not in _SPLIT_NAMES:
         raise ConfigError(f"split={split!r}: must be one of {', '.join(_SPLIT_NAMES)}")
@@ -43,15 +45,13 @@ def read_paratomi(path: Path, split: str = "test", limit: int | None = None) -> 
     file = find_file(path, inside, f"the ToMi stories of the split '{split}'")
     name = file.name.removesuffix(".gz")
     if name.endswith(".csv"):
-        examples = list(_read_table(file, Path(name).stem))
+        rows, make = _table_rows(file), _table_row
     elif name.endswith(".txt"):
-        examples = list(_read_stories(file, Path(name).stem))
+        rows, make = _read_stories(file), _story_row
     else:
         raise DataError(f"{file}: must be a .txt file with its .trace, or a .csv table (plain or .gz)")
-    if not examples:
-        raise DataError(f"{file}: holds no question")
-    check_unique(file, examples)
-    return take(examples, limit)
+    report = RowReport() if report is None else report
+    return read_rows(file, rows, lambda where, row: make(file, where, Path(name).stem, row), report)
 
 
 def paratomi_example(file: Path, where: str, example_id: str, row: dict[str, Any]) -> Example:
@@ -82,6 +82,28 @@ def paratomi_example(file: Path, where: str, example_id: str, row: dict[str, Any
     return Example(task="paratomi", id=example_id, payload=payload, gold=gold)
 
 
+def paratomi_released(file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
+    """Returns the example of one released row. Raises DataError."""
+    row = {
+        "story": released_lines(info.get("story")),
+        "question": info.get("question"),
+        "answer": released_answer(file, where, info),
+        "cands": _candidates(file, where, info.get("cands")),
+        "question_type": str(info.get("qTypeRaw") or info.get("qType") or ""),
+        "story_type": "",
+    }
+    return paratomi_example(file, where, example_id, row)
+
+
+def _candidates(file: Path, where: str, cands: object) -> list[str]:
+    if cands is None or (isinstance(cands, str) and not cands.strip()):
+        return []
+    names = text_list(cands)
+    if names is None:
+        raise bad_row(file, where, "cands", cands, "must be a list of texts, a Python list literal of texts, or empty")
+    return names
+
+
 def question_order(question_type: str, question: str) -> int:
     """Returns how many minds the question nests: 0 (reality, memory), 1 or 2; from its type, else from its wording."""
     for order, word in ((1, "first"), (2, "second")):
@@ -109,7 +131,8 @@ class _Block:
     answer: str
 
 
-def _read_stories(file: Path, stem: str) -> Iterator[Example]:
+def _read_stories(file: Path) -> Iterator[tuple[str, tuple[Path, int, _Block, str]]]:
+    stem = Path(file.name.removesuffix(".gz")).stem
     blocks = list(_blocks(file))
     trace = plain_or_gz(file.with_name(f"{stem}.trace"))
     if trace is None:
@@ -120,16 +143,21 @@ def _read_stories(file: Path, stem: str) -> Iterator[Example]:
     if len(traces) != len(blocks):
         raise DataError(f"{trace}: {len(traces)} lines for the {len(blocks)} blocks of {file.name}: one line per block")
     for k, (block, line) in enumerate(zip(blocks, traces, strict=True)):
-        question_type, story_type = _types(trace, f"line {k + 1}", line, block.question)
-        row = {
-            "story": "\n".join(block.story),
-            "question": block.question,
-            "answer": block.answer,
-            "cands": (),
-            "question_type": question_type,
-            "story_type": story_type,
-        }
-        yield paratomi_example(file, f"line {block.line}", f"paratomi-{stem}-{k}", row)
+        yield f"line {block.line}", (trace, k, block, line)
+
+
+def _story_row(file: Path, where: str, stem: str, row: tuple[Path, int, _Block, str]) -> Example:
+    trace, k, block, line = row
+    question_type, story_type = _types(trace, f"line {k + 1}", line, block.question)
+    fields = {
+        "story": "\n".join(block.story),
+        "question": block.question,
+        "answer": block.answer,
+        "cands": (),
+        "question_type": question_type,
+        "story_type": story_type,
+    }
+    return paratomi_example(file, where, f"paratomi-{stem}-{k}", fields)
 
 
 def _blocks(file: Path) -> Iterator[_Block]:
@@ -186,14 +214,14 @@ def _check_type(file: Path, where: str, field: str, question_type: str) -> None:
         raise bad_row(file, where, field, question_type, rule)
 
 
-def _read_table(file: Path, stem: str) -> Iterator[Example]:
+def _table_rows(file: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise DataError(f"{file}: line 1: no column {', '.join(missing)}; needed: {', '.join(_COLUMNS)}")
         for row in reader:
-            yield _table_row(file, f"line {reader.line_num}", stem, row)
+            yield f"line {reader.line_num}", row
     except csv.Error as error:
         raise DataError(f"{file}: line {reader.line_num}: not valid CSV ({error})") from None
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from ditto_jax.errors import DataError
-from ditto_jax.tasks.words import WAITING_ROOM
+from ditto_jax.tasks.belief.words import WAITING_ROOM
 
 
 class Kind(enum.StrEnum):

@@ -7,7 +7,7 @@ with reality.
 
 from __future__ import annotations
 
-from ditto_jax.tasks.belief import COMMUNICATIONS, PLACINGS, Step, Trace
+from ditto_jax.tasks.belief.oracle import COMMUNICATIONS, PLACINGS, Step, Trace
 
 # Who is named where no character moved the object.
 _NARRATED = {"first": "first", "noted": "again"}

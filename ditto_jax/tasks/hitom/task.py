@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from ditto_jax.tasks.answers import answer_letter, answer_text, plain_name
-from ditto_jax.tasks.belief import HITOM
-from ditto_jax.tasks.belief_task import BeliefTask
-from ditto_jax.tasks.hitom_files import read_choices, read_hitom
-from ditto_jax.tasks.hitom_generator import HiToMOptions, generate_hitom
+from ditto_jax.tasks.base import Source
+from ditto_jax.tasks.belief.oracle import HITOM
+from ditto_jax.tasks.belief.task import BeliefTask
+from ditto_jax.tasks.hitom.files import hitom_released, read_choices, read_hitom
+from ditto_jax.tasks.hitom.generator import HiToMOptions, generate_hitom
+from ditto_jax.tasks.splits import SPLITS
 from ditto_jax.types import Example
 
 _TASK = (
@@ -45,6 +48,7 @@ class HiToM(BeliefTask[HiToMOptions]):
     name = "hitom"
     version = "1"
     options_type = HiToMOptions
+    sources: ClassVar = {"generated": SPLITS, "files": ("test",), "parquet": SPLITS}
     rules = HITOM
     rules_in_brief = " ".join(_ASSUMPTIONS)
 
@@ -55,8 +59,11 @@ class HiToM(BeliefTask[HiToMOptions]):
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
         return generate_hitom(self.options, split, count, seed)
 
-    def read_files(self, path: Path, split: str, limit: int | None) -> list[Example]:
-        return read_hitom(path, split, limit)
+    def read_files(self, path: Path, source: Source) -> list[Example]:
+        return read_hitom(path, source.split, source.rows)
+
+    def released_row(self, file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
+        return hitom_released(file, where, example_id, info)
 
     def prompt(self, example: Example) -> str:
         if self.options.prompt_style == "compact":

@@ -11,8 +11,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ditto_jax.tasks.story import Event, Kind, Question
-from ditto_jax.tasks.words import WAITING_ROOM
+from ditto_jax.tasks.belief.story import Event, Kind, Question
+from ditto_jax.tasks.belief.words import WAITING_ROOM
 
 
 @dataclasses.dataclass(frozen=True)

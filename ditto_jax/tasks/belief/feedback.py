@@ -11,10 +11,10 @@ import random
 from collections.abc import Iterable
 
 from ditto_jax.tasks.answers import plain_name
-from ditto_jax.tasks.belief import COMMUNICATIONS, Step, Trace
-from ditto_jax.tasks.feedback_wordings import WORDINGS
-from ditto_jax.tasks.story import Event, Kind
-from ditto_jax.tasks.words import WAITING_ROOM
+from ditto_jax.tasks.belief.oracle import COMMUNICATIONS, Step, Trace
+from ditto_jax.tasks.belief.story import Event, Kind
+from ditto_jax.tasks.belief.wordings import WORDINGS
+from ditto_jax.tasks.belief.words import WAITING_ROOM
 
 # How a draft that counts a move too many is corrected: name the absence, restate the question, or name the last joint
 # sight.

@@ -11,7 +11,10 @@ import dataclasses
 import random
 
 from ditto_jax.feedback import PLACEMENTS
-from ditto_jax.tasks.belief import TOMI, trace_belief
+from ditto_jax.tasks.belief.oracle import TOMI, trace_belief
+from ditto_jax.tasks.belief.paraphrase import paraphrase
+from ditto_jax.tasks.belief.story import Event, Kind, Question, render_story, renumber
+from ditto_jax.tasks.belief.words import Words, words_for
 from ditto_jax.tasks.generation import (
     PROMPT_STYLES,
     belongs_to,
@@ -20,9 +23,6 @@ from ditto_jax.tasks.generation import (
     check_probability,
     story_digest,
 )
-from ditto_jax.tasks.paraphrase import paraphrase
-from ditto_jax.tasks.story import Event, Kind, Question, render_story, renumber
-from ditto_jax.tasks.words import Words, words_for
 from ditto_jax.types import Example
 
 _MAX_ATTEMPTS = 200

@@ -13,7 +13,9 @@ import random
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.feedback import PLACEMENTS
-from ditto_jax.tasks.belief import HITOM, trace_belief
+from ditto_jax.tasks.belief.oracle import HITOM, trace_belief
+from ditto_jax.tasks.belief.story import Event, Kind, Question, render_story, renumber
+from ditto_jax.tasks.belief.words import ANIMALS, BELONGINGS, WAITING_ROOM, Words, words_for
 from ditto_jax.tasks.generation import (
     PROMPT_STYLES,
     belongs_to,
@@ -23,8 +25,6 @@ from ditto_jax.tasks.generation import (
     check_range,
     story_digest,
 )
-from ditto_jax.tasks.story import Event, Kind, Question, render_story, renumber
-from ditto_jax.tasks.words import ANIMALS, BELONGINGS, WAITING_ROOM, Words, words_for
 from ditto_jax.types import Example
 
 _MAX_ATTEMPTS = 200

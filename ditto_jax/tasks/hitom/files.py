@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import bad_model, bad_row, find_file, read_text, take
-from ditto_jax.tasks.hitom_generator import story_digest
+from ditto_jax.tasks.data_files import bad_model, bad_row, find_file, read_text, text_list
+from ditto_jax.tasks.hitom.generator import story_digest
+from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
 from ditto_jax.types import Example
 
 _INSIDE = ("Hi-ToM_dataset/Hi-ToM_data.json", "Hi-ToM_data.json")
@@ -38,12 +40,11 @@ class HiToMRow(pydantic.BaseModel):
     question_order: int = pydantic.Field(ge=0, le=4)
 
 
-def read_hitom(path: Path, split: str = "test", limit: int | None = None) -> list[Example]:
+def read_hitom(path: Path, split: str = "test", report: RowReport | None = None) -> list[Example]:
     """Returns the chain-of-thought rows of the Hi-ToM file at `path`, ids "hitom-<row of the file, from 0>".
 
     A folder (the data set's own, or one level above) has the split "test" only; a file is read whatever the split.
-    With `limit`, a fixed sample in file order. Raises MissingInputError (absent path or split) or DataError (file,
-    row, field, rule).
+    Raises MissingInputError (absent path or split) or DataError (file, row, field, rule).
     """
     if path.is_dir() and split != "test":
         raise MissingInputError(
@@ -51,19 +52,19 @@ def read_hitom(path: Path, split: str = "test", limit: int | None = None) -> lis
             "or use the source kind 'generated'"
         )
     file = find_file(path, _INSIDE, "the Hi-ToM file Hi-ToM_data.json")
-    examples = []
-    for i, row in enumerate(_rows(file)):
-        where = f"data[{i}]"
+
+    def example(where: str, row: Any) -> Example:
         if not isinstance(row, dict):
             raise bad_row(file, where, "row", row, "must be a JSON object")
         style = row.get("prompting_type")
         if style not in ("CoTP", "VP"):
             raise bad_row(file, where, "prompting_type", style, "must be 'CoTP' or 'VP'")
-        if style == "CoTP":
-            examples.append(hitom_example(file, where, f"hitom-{i}", row))
-    if not examples:
-        raise DataError(f"{file}: no row with prompting_type='CoTP'; the task uses only those")
-    return take(examples, limit)
+        if style == "VP":
+            raise LeftOut("prompting_type VP")
+        return hitom_example(file, where, f"hitom-{where.removeprefix('data[').removesuffix(']')}", row)
+
+    rows = ((f"data[{i}]", row) for i, row in enumerate(_rows(file)))
+    return read_rows(file, rows, example, RowReport() if report is None else report)
 
 
 def hitom_example(file: Path, where: str, example_id: str, row: dict[str, Any], set_id: str = "") -> Example:
@@ -94,6 +95,30 @@ def hitom_example(file: Path, where: str, example_id: str, row: dict[str, Any], 
         "set_id": set_id or story_digest(story),
     }
     return Example(task="hitom", id=example_id, payload=payload, gold=checked.answer)
+
+
+def hitom_released(file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
+    """Returns the example of one released row. Raises DataError."""
+    row = {name: value for name, value in info.items() if value is not None}
+    row["answer"] = released_answer(file, where, info)
+    row["story"] = released_lines(info.get("story"))
+    set_id = info.get("set_id")
+    return hitom_example(file, where, example_id, row, set_id="" if set_id is None else str(set_id))
+
+
+def released_answer(file: Path, where: str, info: Mapping[str, Any]) -> str:
+    """Returns the gold text of a released row. Raises DataError."""
+    answer = info.get("correct_answer")
+    if not isinstance(answer, str) or not answer.strip():
+        raise bad_row(file, where, "extra_info.correct_answer", answer, "must be the text of the right answer")
+    return answer
+
+
+def released_lines(story: object) -> object:
+    """One sentence a line, from a list or the text of a Python list; anything else (plain text) as it is."""
+    looks_like_list = not isinstance(story, str) or story.strip().startswith("[")
+    sentences = text_list(story) if looks_like_list else None
+    return story if sentences is None else "\n".join(sentences)
 
 
 def read_choices(choices: str) -> dict[str, str] | None:

@@ -1,0 +1,61 @@
+"""One judge for a mixture: each task's rollouts go to its own judge, and its drafts to whoever writes its words.
+
+In: the run's judge, and judges of single tasks that differ from it. Out: a judge like any other, with counts summed.
+Makes no judge and judges nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+from ditto_jax.judge.base import Judge
+from ditto_jax.keys import SampleId
+from ditto_jax.tasks.base import Task
+from ditto_jax.types import Conversation, Example, Feedback, Verdict
+
+
+class JudgeDesk:
+    """scorers, coaches: task object → who scores its rollouts, and who writes words about its drafts."""
+
+    def __init__(self, default: Judge, scorers: Mapping[Task[Any], Judge], coaches: Mapping[Task[Any], Judge]):
+        self._default = default
+        self._scorers = dict(scorers)
+        self._coaches = dict(coaches)
+
+    @property
+    def identity(self) -> str:
+        """The run's judge; `judge_of` tells that of a task."""
+        return self._default.identity
+
+    def judge_of(self, task: Task[Any]) -> str:
+        """Returns the identity of the judge that scores a task."""
+        return self._scorers.get(task, self._default).identity
+
+    async def check(self) -> None:
+        for judge in self._all():
+            await judge.check()
+
+    async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
+        return await self._scorers.get(task, self._default).score(task, example, conversation, key)
+
+    async def feedback(
+        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
+    ) -> Feedback:
+        judge = self._coaches.get(task, self._default)
+        return await judge.feedback(task, example, conversation, verdict, key)
+
+    def counters(self) -> Mapping[str, float]:
+        """Counts of all judges, summed."""
+        summed: collections.Counter[str] = collections.Counter()
+        for judge in self._all():
+            summed.update(judge.counters())
+        return dict(summed)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(judge.aclose() for judge in self._all()))
+
+    def _all(self) -> list[Judge]:
+        return list(dict.fromkeys([self._default, *self._scorers.values(), *self._coaches.values()]))

@@ -1,0 +1,154 @@
+"""Who speaks in episodes beside the policy: partner, assistant, narrator, next-speaker predictor.
+
+In: settings, and chats as tasks write them. Out: ports whose replies are visible text, from an endpoint of their own
+or from the task's script; a failed call raises AuxiliaryFailure, and no text of a failure is ever spoken. Drafts and
+refined rollouts have the same partners. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ditto_jax.errors import ConfigError, JudgeUnavailableError
+from ditto_jax.judge.config import FEEDBACK_ROLE, PartnerConfig, RoleConfig
+from ditto_jax.judge.endpoint import resolve_endpoint
+from ditto_jax.judge.words import call_rng
+from ditto_jax.keys import SampleId
+from ditto_jax.tasks.base import AuxiliaryFailure, FeedbackReply, ReplyPort, Task
+from ditto_jax.types import Chat, Example, FinishReason, Outcome, Reply
+
+if TYPE_CHECKING:
+    from ditto_jax.judge.client import ChatClient
+
+SCRIPTED = "scripted"
+
+
+class Partners(Protocol):
+    """Everyone whom episodes may speak with."""
+
+    def identity(self, role: str, task: Task[Any]) -> str:
+        """Returns who plays a role, such as "openai:gpt-5-nano" or "scripted@mirrorbench-1"; printed in all outputs."""
+        ...
+
+    def port(self, role: str, task: Task[Any], example: Example, key: SampleId) -> ReplyPort:
+        """Returns the partner of one episode in one role."""
+        ...
+
+    async def check(self) -> None:
+        """Raises JudgeUnavailableError if an endpoint does not answer."""
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """Cumulative calls and costs since the start."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclasses.dataclass
+class _Script:
+    """What the task's script says, turn by turn."""
+
+    role: str
+    task: Task[Any]
+    example: Example
+    key: SampleId
+    turn: int = 0
+
+    async def reply(self, chat: Chat) -> Reply:
+        rng = call_rng(self.key, f"script {self.role} {self.turn}")
+        self.turn += 1
+        text = self.task.scripted_reply(self.example, self.role, chat, rng)
+        if text is None:
+            raise ConfigError(
+                f"task {self.task.name} has no script for the role '{self.role}'; set partner.kind=openai with "
+                "partner.model and partner.base_url, or list the role under `endpoints`"
+            )
+        return Reply(text, FinishReason.STOP)
+
+
+@dataclasses.dataclass
+class _Caller:
+    """A language model in one role."""
+
+    role: str
+    client: ChatClient
+    failures: list[str]
+
+    async def reply(self, chat: Chat) -> Reply:
+        result = await self.client.say(chat)
+        if result.outcome is not Outcome.OK or result.parsed is None:
+            self.failures.append(self.role)
+            raise AuxiliaryFailure(f"{self.role}: {result.outcome}: {result.detail}", result.outcome)
+        return Reply(result.parsed, FinishReason.STOP)
+
+
+class RoleBook:
+    """Partners by role: `endpoints` for the roles they name, `partner` for all others."""
+
+    def __init__(self, partner: PartnerConfig, endpoints: Sequence[RoleConfig] = ()):
+        self._default = _client(partner)
+        self._models = {"": partner.model}
+        self._by_role: dict[str, ChatClient | None] = {}
+        for config in endpoints:
+            roles = [role for role in config.roles if role != FEEDBACK_ROLE]
+            client = _client(config) if roles else None
+            for role in roles:
+                if role in self._by_role:
+                    raise ConfigError(f"endpoints.roles: '{role}' is listed twice; give each role one endpoint")
+                self._by_role[role] = client
+                self._models[role] = config.model
+        self._failures: list[str] = []
+        self._scripted = 0
+
+    def identity(self, role: str, task: Task[Any]) -> str:
+        if self._client(role) is None:
+            return f"{SCRIPTED}@{task.name}-{task.version}"
+        return f"openai:{self._models[role if role in self._by_role else '']}"
+
+    def port(self, role: str, task: Task[Any], example: Example, key: SampleId) -> ReplyPort:
+        client = self._client(role)
+        if client is None:
+            self._scripted += 1
+            return _Script(role, task, example, key)
+        return _Caller(role, client, self._failures)
+
+    async def check(self) -> None:
+        for client in self._clients():
+            try:
+                result = await client.probe(FeedbackReply)
+            finally:
+                await client.aclose()
+            if result.outcome is not Outcome.OK:
+                raise JudgeUnavailableError(
+                    f"a partner's endpoint cannot be used: {result.outcome} after {result.attempts} attempt(s): "
+                    f"{result.detail}\nstart the server or correct partner.base_url (or that under `endpoints`); "
+                    "partner.kind=scripted needs no server"
+                )
+
+    def counters(self) -> Mapping[str, float]:
+        """Calls, retries, tokens and latency summed over endpoints; failed replies; roles of episodes by script."""
+        totals = [client.totals for client in self._clients()]
+        names = ("calls", "retries", "tokens_in", "tokens_out", "latency_s")
+        summed = {name: float(sum(getattr(total, name) for total in totals)) for name in names}
+        return {**summed, "failed": len(self._failures), "scripted": self._scripted}
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(client.aclose() for client in self._clients()))
+
+    def _client(self, role: str) -> ChatClient | None:
+        return self._by_role.get(role, self._default)
+
+    def _clients(self) -> list[ChatClient]:
+        return list(dict.fromkeys(c for c in (self._default, *self._by_role.values()) if c is not None))
+
+
+def _client(config: PartnerConfig) -> ChatClient | None:
+    if config.kind != "openai":
+        return None
+    from ditto_jax.judge.client import ChatClient  # scripted partners need no HTTP stack
+
+    return ChatClient(config, resolve_endpoint(config))

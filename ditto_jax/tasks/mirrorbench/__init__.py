@@ -1,0 +1,1 @@
+"""The task `mirrorbench`: every user turn of a chat with an assistant, given a summary of the goal."""
