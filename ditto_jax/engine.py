@@ -199,6 +199,7 @@ class Engine:
         self._stop_strings = tuple(stop_strings)
         self._pending: list[_Pending] = []
         self._live = 0
+        self._many_turns = False  # whether episodes that are played may come back for another turn
         self._changed = asyncio.Event()
         self.tokens_sampled = 0
 
@@ -229,6 +230,7 @@ class Engine:
         """
         self._changed = asyncio.Event()
         self._live = len(attempts)
+        self._many_turns = any(attempt.task.many_turns for attempt in attempts)
         tasks = [asyncio.create_task(self._play_one(i, attempt, judged)) for i, attempt in enumerate(attempts)]
         server = asyncio.create_task(self._serve(params, sampling))
         try:
@@ -285,7 +287,8 @@ class Engine:
                 raise
 
     async def _sample_batch(self, params: Params, sampling: SamplingParams, batch: list[_Pending]) -> None:
-        chunks = self.sampler.generate(params, [p.request for p in batch], sampling, self._stop_strings)
+        requests = [pending.request for pending in batch]
+        chunks = self.sampler.generate(params, requests, sampling, self._stop_strings, self._many_turns)
         while True:
             # Device work in a thread, so that judges and partners are served while rows decode.
             finished = await asyncio.to_thread(next, chunks, None)

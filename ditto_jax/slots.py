@@ -225,8 +225,9 @@ def _contents(
         ]
         afresh += plain
         continued += _continuing(members, requests, kept[group], rows_per_slot) if group in kept else plain
+    fits = all(length <= shapes.tail[-1] for slot in continued for _, length in slot.histories)
     worth = 2 * _longest_tail(requests, continued) <= _longest_tail(requests, afresh)
-    return continued if worth else afresh
+    return continued if fits and worth else afresh
 
 
 def _continuing(
