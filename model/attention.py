@@ -3,7 +3,7 @@
 B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
 separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys
 of a training row, of a prompt being prefilled and of a decode step all come through `attend`. Sliding windows are
-measured in positions, wherever a token lies in its array.
+measured in positions, wherever a token lies in its array. Calls that a kernel of the device can serve are handed to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from model.attention_kernels import REFERENCE, kernel_of, run_kernel
 
 # Finite, so that a row without any visible key (padding) yields garbage instead of NaN.
 _MASKED = -1e30
@@ -74,6 +76,7 @@ def attend(
     prefix: KeyValues | None = None,
     prefix_valid: jax.Array | None = None,
     window: Window | None = None,
+    kernel: str = REFERENCE,
 ) -> jax.Array:
     """Returns attention output [B, T, H, D] in q's dtype.
 
@@ -81,7 +84,11 @@ def attend(
     prefix: shared keys [N, K, P, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P], or
     bool[N, rows * T, P] where a group's queries do not all see the same keys.
     window: None lets every query see as far as the masks do. A query without any visible key yields finite garbage.
+    kernel: a name from `config.ATTENTION`; calls that it cannot serve take the path written here, the reference.
     """
+    chosen = kernel_of(kernel, q, own.k, None if prefix is None else prefix.k)
+    if chosen != REFERENCE:
+        return run_kernel(chosen, q, *_joined(own, own_mask, prefix, prefix_valid, window))
     batch, length, heads, width = q.shape
     kv_heads = own.k.shape[1]
     per_head = heads // kv_heads
@@ -105,6 +112,26 @@ def attend(
         part = _merge(part, _Partial(*(_unfold(x, batch) for x in shared)))
     out = (part.out / part.total[..., None]).reshape(batch, kv_heads, length, per_head, width)
     return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)
+
+
+def _joined(
+    own: KeyValues, own_mask: jax.Array, prefix: KeyValues | None, prefix_valid: jax.Array | None, window: Window | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(keys [B, K, P + S, D], values, bool[B, T, P + S]): both sources as one, a copy of its prefix for every row."""
+    if window is not None:
+        own_mask = own_mask & _within(window.query, window.own, window.size)
+    if prefix is None or prefix_valid is None:
+        return own.k, own.v, own_mask
+    (rows, length, _), width = own_mask.shape, prefix.k.shape[2]
+    copies = rows // prefix.k.shape[0]
+    seen = jnp.broadcast_to(jnp.repeat(prefix_valid, copies, axis=0)[:, None], (rows, length, width))
+    if window is not None:
+        seen = seen & _within(window.query, jnp.arange(width, dtype=jnp.int32)[None], window.size)
+    k, v = (
+        jnp.concatenate([jnp.repeat(shared, copies, axis=0), mine], axis=2)
+        for shared, mine in zip(prefix, own, strict=True)
+    )
+    return k, v, jnp.concatenate([seen, own_mask], axis=-1)
 
 
 def _per_query(mask: jax.Array, per_head: int) -> jax.Array:

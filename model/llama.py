@@ -140,7 +140,7 @@ class Attention(nn.Module):
         own = new = KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if cache is not None:
             cache, own = _write(cache, new, layer.number, column)
-        out = attend(q, own, own_mask, prefix, prefix_valid, window).reshape(batch, length, -1)
+        out = attend(q, own, own_mask, prefix, prefix_valid, window, c.attention).reshape(batch, length, -1)
         out = Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(checkpoint_name(out, "attended"))
         return checkpoint_name(out, "attention_out"), new, cache
 
