@@ -8,25 +8,26 @@ measured in positions, wherever a token lies in its array. Calls that a kernel o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from model.attention_kernels import REFERENCE, kernel_of, run_kernel
+from model.stored_keys import factors
 
 # Finite, so that a row without any visible key (padding) yields garbage instead of NaN.
 _MASKED = -1e30
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one source in one layer, k and v: [rows, K, S, D].
+    """Keys and values of one source in one layer, k and v: [rows, K, S, D], arrays or `stored_keys.Codes`.
 
     Heads before tokens, so that the batched products of attention read them as they lie.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
 
 
 class Window(NamedTuple):
@@ -57,15 +58,16 @@ def _over(q: jax.Array, source: KeyValues, mask: jax.Array, keys_first: bool) ->
     and few queries times many keys is not.
     """
     layout, axis = ("bksq", -2) if keys_first else ("bkqs", -1)
-    scores = jnp.einsum(f"bkqd,bksd->{layout}", q, source.k, preferred_element_type=jnp.float32)
+    (keys, key_scale), (values, value_scale) = (factors(each, q.dtype) for each in source)
+    scores = jnp.einsum(f"bkqd,bksd->{layout}", q, keys, preferred_element_type=jnp.float32)
+    scores = scores if key_scale is None else scores * key_scale.swapaxes(-1, axis)
     scores = jnp.where(mask.swapaxes(-1, axis), scores, _MASKED)
     # The peak cancels in the merged result, so no gradient needs to flow through it.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=axis))
     weights = jnp.exp(scores - jnp.expand_dims(peak, axis))
     total = jnp.sum(weights, axis=axis)
-    out = jnp.einsum(
-        f"{layout},bksd->bkqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
-    )
+    weights = weights if value_scale is None else weights * value_scale.swapaxes(-1, axis)
+    out = jnp.einsum(f"{layout},bksd->bkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Partial(out, peak, total)
 
 
