@@ -102,12 +102,7 @@ def attend(
     part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head), one_token)
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
-        prefix_mask = prefix_valid if prefix_valid.ndim == 3 else prefix_valid[:, None]
-        if window is not None:
-            positions = window.prefix
-            if positions is None:
-                positions = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)[None]
-            prefix_mask = prefix_mask & _within(window.query.reshape(groups, -1), positions, window.size)
+        prefix_mask = _prefix_mask(prefix_valid, window)
         per_query = prefix_mask.shape[1] > 1
         prefix_mask = _per_query(prefix_mask, per_head) if per_query else prefix_mask[:, None]
         shared = _over(_fold(grouped, groups), prefix, prefix_mask, one_token)
@@ -124,16 +119,26 @@ def _joined(
         own_mask = own_mask & _within(window.query, window.own, window.size)
     if prefix is None or prefix_valid is None:
         return own.k, own.v, own_mask
-    (rows, length, _), width = own_mask.shape, prefix.k.shape[2]
-    copies = rows // prefix.k.shape[0]
-    seen = jnp.broadcast_to(jnp.repeat(prefix_valid, copies, axis=0)[:, None], (rows, length, width))
-    if window is not None:
-        seen = seen & _within(window.query, jnp.arange(width, dtype=jnp.int32)[None], window.size)
+    (rows, length, _), (groups, _, width, _) = own_mask.shape, prefix.k.shape
+    copies = rows // groups
+    seen = jnp.broadcast_to(_prefix_mask(prefix_valid, window), (groups, copies * length, width))
+    seen = seen.reshape(rows, length, width)
     k, v = (
         jnp.concatenate([jnp.repeat(shared, copies, axis=0), mine], axis=2)
         for shared, mine in zip(prefix, own, strict=True)
     )
     return k, v, jnp.concatenate([seen, own_mask], axis=-1)
+
+
+def _prefix_mask(valid: jax.Array, window: Window | None) -> jax.Array:
+    """bool[N, 1 or rows * T, P]: which keys of its prefix each query of a group sees."""
+    mask = valid if valid.ndim == 3 else valid[:, None]
+    if window is None:
+        return mask
+    positions = window.prefix
+    if positions is None:
+        positions = jnp.arange(valid.shape[-1], dtype=jnp.int32)[None]
+    return mask & _within(window.query.reshape(valid.shape[0], -1), positions, window.size)
 
 
 def _per_query(mask: jax.Array, per_head: int) -> jax.Array:
