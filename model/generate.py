@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.llama import Cache, Params, Prefix, extend, logits, make_prefix
 from model.sampling import SamplingParams, draw
-from model.stored_keys import dtype_of, empty_keys, map_tokens, store
+from model.stored_keys import dtype_of, empty_keys, layers_of, map_tokens, stacked, store
 
 Array = Any  # NumPy on the host, jax inside jitted code
 
@@ -104,8 +104,8 @@ def empty_state(
     dtype = config.compute_dtype if kv_dtype == "compute" else kv_dtype
     cache, prefix = _empty_cache(config, rows, width, dtype), _empty_prefix(config, slots, prefix_width, dtype)
     if unstacked:
-        cache = cache._replace(k=_layers_of(cache.k), v=_layers_of(cache.v))
-        prefix = prefix._replace(k=_layers_of(prefix.k), v=_layers_of(prefix.v))
+        cache = cache._replace(k=layers_of(cache.k), v=layers_of(cache.v))
+        prefix = prefix._replace(k=layers_of(prefix.k), v=layers_of(prefix.v))
     return DecodeState(
         cache=cache,
         prefix=prefix,
@@ -116,11 +116,6 @@ def empty_state(
         row_keys=jnp.zeros((rows, 2), jnp.uint32),
         done=jnp.ones(rows, bool),
     )
-
-
-def _layers_of(keys: Any) -> tuple[Any, ...]:
-    """Stacked keys as one entry for each layer."""
-    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], keys) for n in range(keys.shape[0]))
 
 
 def _empty_keys(config: ModelConfig, rows: int, width: int, dtype: Any) -> tuple[Any, Any]:
@@ -213,7 +208,7 @@ def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: i
         return _padded(axis, taken, (0, prefix_width - taken.shape[axis]))
 
     def prefixes(held):
-        return map_tokens(fitted, jax.tree.map(lambda array: _take(array, prompts.kept, shards, -4), _stacked(held)))
+        return map_tokens(fitted, jax.tree.map(lambda array: _take(array, prompts.kept, shards, -4), stacked(held)))
 
     prefix = Prefix(prefixes(kept.prefix.k), prefixes(kept.prefix.v), valid)
     if kept.cache is None:
@@ -222,16 +217,12 @@ def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: i
     columns = jnp.maximum(prompts.kept_columns, 0)[None, :, None, :, None]
 
     def histories(held):
-        taken = jax.tree.map(lambda array: _take(array, prompts.kept_rows, shards, -4), _stacked(held))
+        taken = jax.tree.map(lambda array: _take(array, prompts.kept_rows, shards, -4), stacked(held))
         return map_tokens(lambda axis, x: jnp.take_along_axis(x, columns.swapaxes(-2, axis), axis=axis), taken)
 
     start = jnp.repeat(prompts.prefix_length, there.shape[0] // prompts.prefix_length.shape[0])[:, None]
     positions = jnp.where(there, start + jnp.cumsum(there, axis=1) - 1, -1).astype(jnp.int32)
     return Kept(prefix, Cache(histories(kept.cache.k), histories(kept.cache.v), positions, jnp.int32(0)))
-
-
-def _stacked(keys: Any) -> Any:
-    return jax.tree.map(lambda *layers: jnp.stack(layers), *keys) if isinstance(keys, tuple) else keys
 
 
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
@@ -281,7 +272,7 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
 
 def _like(old: Any, new: Any) -> Any:
     """Keys of all layers as `old` has them: stacked, or a tuple of layers."""
-    return _layers_of(new) if isinstance(old, tuple) else new
+    return layers_of(new) if isinstance(old, tuple) else new
 
 
 def _padded(axis: int, array: jax.Array, width: tuple[int, int], fill: int = 0) -> jax.Array:

@@ -63,6 +63,16 @@ def dtype_of(keys: Any) -> Any:
     return jax.tree.leaves(keys)[0].dtype
 
 
+def layers_of(keys: Stored) -> tuple[Stored, ...]:
+    """Returns stored keys [L, ...] as one entry for each layer."""
+    return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], keys) for n in range(keys.shape[0]))
+
+
+def stacked(keys: Any) -> Stored:
+    """Returns stored keys [L, ...], from a tuple of layers or as they are."""
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *keys) if isinstance(keys, tuple) else keys
+
+
 def factors(keys: Stored, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     """Returns what products are made with, [..., S, D] in `dtype`, and the factor [..., 1, S] of results or None."""
     return (keys.values.astype(dtype), keys.scale) if isinstance(keys, Codes) else (keys.astype(dtype), None)
