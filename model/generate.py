@@ -184,8 +184,8 @@ def admit(
 def _prefix_of(params: Params, config: ModelConfig, prompts: PromptBatch, dtype: Any) -> Prefix:
     """The prompts' prefixes, run and stored."""
     valid = jnp.arange(prompts.prefix_ids.shape[1]) < prompts.prefix_length[:, None]
-    k, v, _ = make_prefix(params, config, prompts.prefix_ids, valid)
-    return Prefix(store(k, dtype), store(v, dtype), valid)
+    prefix = make_prefix(params, config, prompts.prefix_ids, valid)
+    return prefix._replace(k=store(prefix.k, dtype), v=store(prefix.v, dtype))
 
 
 def _behind(cache: Cache, tail: int) -> Cache:

@@ -122,14 +122,17 @@ def test_a_query_that_sees_nothing_gives_finite_numbers(kernel):
 
 
 def packed() -> GroupedIds:
-    """Two prompts with two lanes each, two suffixes to a lane, ends padded."""
+    """Two groups of two prefixes and two lanes each; a lane has a suffix to each prefix, and ends in padding."""
     rng = np.random.default_rng(3)
     prefix, lanes = rng.integers(3, 64, (2, LENGTH)), rng.integers(3, 64, (2, 2, LENGTH))
-    lengths, column = np.array([120, 60], np.int32), np.arange(LENGTH)
+    first, column = np.array([[70], [30]]), np.arange(LENGTH)
+    prefix_segments = np.where(column < first, 1, np.where(column < 115, 2, 0))
+    prefix_positions = np.where(column < first, column, column - first)
     segments = np.broadcast_to(np.where(column < 50, 1, np.where(column < 110, 2, 0)), lanes.shape)
-    positions = lengths[:, None, None] + np.where(column < 50, column, column - 50)
-    tokens = [np.stack([lane * LENGTH + first + np.arange(50) for lane in (0, 1) for first in (0, 50)])] * 2
-    arrays: Any = (prefix, lengths, lanes, np.broadcast_to(positions, lanes.shape), segments, np.stack(tokens))
+    lengths = np.where(column < 50, first, 115 - first)[:, None]
+    positions = np.broadcast_to(lengths + np.where(column < 50, column, column - 50), lanes.shape)
+    tokens = [np.stack([lane * LENGTH + start + np.arange(50) for lane in (0, 1) for start in (0, 50)])] * 2
+    arrays: Any = (prefix, prefix_positions, prefix_segments, lanes, positions, segments, segments, np.stack(tokens))
     return GroupedIds(*(np.asarray(array, np.int32) for array in arrays))
 
 
