@@ -149,6 +149,30 @@ def test_codes_are_kept_for_the_refined_prompt():
         assert np.mean(np.abs(batch[0][1].logprobs - run(SHAPES, refined)[0].logprobs)) < 0.05
 
 
+def two_turns(shapes: SamplerShapes) -> tuple[list[Sampled], int]:
+    """The second turn of two rows that go on from their first, and how many tokens it took from there."""
+    sampler = make_sampler(shapes, stop_ids=())
+    said = [some_ids(n, 9) for n in range(2)]
+    found: dict[int, Sampled] = {}
+    for turn in range(2):
+        asked = [request(ids, n, 10 * turn + n, 6) for n, ids in enumerate(said)]
+        results = sampler.generate(params(), asked, PLAIN, keep_rows=True)
+        found = dict(pair for batch in results for pair in batch)
+        said = [np.concatenate([ids, found[n].ids]) for n, ids in enumerate(said)]
+    return [found[n] for n in range(2)], sampler.kept_tokens_reused
+
+
+def test_the_next_turn_goes_on_from_codes():
+    (stacked, reused), (apart, _) = (
+        two_turns(dataclasses.replace(CODES, unstack_layers=each)) for each in (False, True)
+    )
+    assert_same(apart, stacked)
+    assert reused > 2 * 9  # more than the prompts: replies too
+    exact, _ = two_turns(SHAPES)
+    assert any(np.any(a.logprobs != b.logprobs) for a, b in zip(stacked, exact, strict=True))
+    assert max(np.abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(stacked, exact, strict=True)) < 0.1
+
+
 def test_codes_on_a_mesh_are_those_of_one_device():
     assert_same(run(CODES, mesh=mesh_of((2, 1, 2))), with_codes())
 
