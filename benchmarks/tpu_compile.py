@@ -53,10 +53,10 @@ TARGETS = {
 }
 PROGRAMS = ("decode chunk", "prefill", "scoring", "update", "decode chunk, adapters apart")
 MODELS = {"qwen3-8b": "QWEN3_8B", "qwen3-1.7b": "QWEN3_1_7B"}
-SPLASH = "splash attention"  # a check that the kernel compiles; no program calls it
+SPLASH = "splash attention"  # the kernel alone
 
 
-def programs_for(target: Target, model: str = "qwen3-8b", fsdp: int = 1) -> Any:
+def programs_for(target: Target, model: str = "qwen3-8b", fsdp: int = 1, attention: str = "reference") -> Any:
     """Returns the `Programs` of the model in bfloat16 with adapters of rank 32 on the target's described chips.
 
     Where bfloat16 weights do not fit beside a cache, on one chip of 16 GiB, the base is int8 and logits come in smaller
@@ -72,7 +72,9 @@ def programs_for(target: Target, model: str = "qwen3-8b", fsdp: int = 1) -> Any:
     described = topologies.get_topology_desc(target.topology, "tpu", chips_per_host_bounds=target.host)
     data, fsdp, tensor = target.mesh(fsdp)
     mesh = make_mesh(data, fsdp, tensor, devices=list(described.devices))
-    config = dataclasses.replace(getattr(presets, MODELS[model]), param_dtype="bfloat16", compute_dtype="bfloat16")
+    # By name, for `auto` would ask the device that is here.
+    dtypes = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
+    config = dataclasses.replace(getattr(presets, MODELS[model]), **dtypes, attention=attention)
     shards = data * fsdp
     sizes = StepSizes(groups=shards, decode_rows=64 * shards)
     small = target.chips == 1 and target.hbm <= 16
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--programs", nargs="+", choices=(*PROGRAMS, SPLASH), default=[*PROGRAMS, SPLASH])
     parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
     parser.add_argument("--fsdp", type=int, choices=(1, 2, 4, 8), default=1, help="of eight chips; tensor is the rest")
+    parser.add_argument("--attention", choices=("reference", "splash"), default="reference")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file to add to")
     args = parser.parse_args()
     try:
@@ -221,9 +224,11 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
     kind = ("" if args.model == "qwen3-8b" else f"-{args.model}") + ("" if args.fsdp == 1 else f"-fsdp{args.fsdp}")
+    kind += "" if args.attention == "reference" else f"-{args.attention}"
     for name in args.programs:
         for target in args.targets:
-            result = measure(programs_for(TARGETS[target], args.model, args.fsdp), name, TARGETS[target].hbm)
+            programs = programs_for(TARGETS[target], args.model, args.fsdp, args.attention)
+            result = measure(programs, name, TARGETS[target].hbm)
             key = f"{target}{kind} {name}"
             # Read again each time, so that two calls can add to one file.
             results = json.loads(args.output.read_text())["results"] if args.output.exists() else {}

@@ -19,6 +19,7 @@ from model.lora import LoraConfig
 from model.remat import Remat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+AttentionKernel = Literal["auto", "reference", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,8 @@ class RunConfig:
     """A training or evaluation run. See configs/ for presets; every field can be set by `--field` or `--part.field`.
 
     dtype: of activations and matrix products. param_dtype: of the stored parameters. quantization: store the matrices
-    of a frozen base in 8 bits, those of the layers (int8) or all (int8_all). lora: train adapters and leave the base
+    of a frozen base in 8 bits, those of the layers (int8) or all (int8_all). attention: the kernel of training, scoring
+    and prefill (docs/models.md); auto takes that of the device. lora: train adapters and leave the base
     as it is; without it, or with rank 0, all parameters are trained. adapter_name_or_path: PEFT folder with adapters to
     begin with, or to evaluate.
     """
@@ -194,6 +196,7 @@ class RunConfig:
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     quantization: Literal["none", "int8", "int8_all"] = "none"
+    attention: AttentionKernel = "auto"
     lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(rank=0))
     adapter_name_or_path: str = ""
     output_dir: str = "runs"

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AbstractMesh, AxisType
 
@@ -22,12 +23,14 @@ from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.objective import make_objective
 from ditto_jax.policy import find_policy
+from ditto_jax.slots import SampleRequest, SamplerShapes, plan_slots
 from ditto_jax.state import TrainState, make_optimizer, state_shardings
 from model.config import ModelConfig
+from model.generate import empty_state
 from model.hf_io import load_config
 from model.hf_layout import param_shapes
 from model.lora import init_adapters
-from model.partition import MESH_AXES, mesh_sizes, parameter_shardings
+from model.partition import MESH_AXES, decode_state_shardings, mesh_sizes, parameter_shardings
 from model.presets import PRESETS
 from model.quantization import quantize_params
 
@@ -128,6 +131,14 @@ def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
         raise ConfigError(f"mesh={named}: does not fit {devices} devices") from None
 
 
+def _longest_requests(members: int, shapes: SamplerShapes) -> list[SampleRequest]:
+    """One group whose prompts share the largest prefix and go on by the largest tail; a lone one is all prefix."""
+    tail = shapes.tail[-1] if members > 1 else 1
+    ids = np.zeros((members, shapes.prefix[-1] + tail), np.int32)
+    ids[:, shapes.prefix[-1] :] = np.arange(members)[:, None]
+    return [SampleRequest(row, 0, np.zeros(2, np.uint32), shapes.max_new_tokens) for row in ids]
+
+
 class _Sizes:
     """The run's lengths and splits; each method is one line of the plan."""
 
@@ -209,21 +220,51 @@ class _Sizes:
         }
 
     def sampling(self) -> dict[str, float]:
-        m, shapes, rollout = self.model, self.config.sampler, self.config.rollout
-        together = next((n for n in shapes.rows_per_prefix if n >= rollout.num_generations), shapes.rows_per_prefix[-1])
-        prefix, tail = shapes.prefix[-1], shapes.tail[-1]
-        slots = max(1, min(shapes.max_rows // together, shapes.max_prefill_tokens // prefix))
-        slots = math.ceil(slots / self.rows_split)
-        rows = slots * together
-        longest = max(slots * prefix * prefix, rows * tail * (tail + prefix))
-        merged = self.held()["weights"] if shapes.merge_adapters else 0.0
+        """Returns the larger of what drafts and what lone requests need (evaluation, a last refined prompt)."""
+        shapes, rollout = self.config.sampler, self.config.rollout
+        merged = {"merged copy": self.held()["weights"]} if shapes.merge_adapters else {}
+        drafts = self._call(rollout.num_generations, 0.0)
+        calls = [drafts, self._call(rollout.num_generations, drafts["prefix keys"])]
+        if self.config.evaluation.tasks or self.objective.refine:
+            calls.append(self._call(1, 0.0))
+        return {**max(calls, key=lambda call: sum(call.values())), "one layer": self._layer(), **merged}
+
+    def _call(self, members: int, kept: float) -> dict[str, float]:
+        """Bytes of a sampler call of full slots whose groups have so many members, beside the keys kept of another.
+
+        All prompts are as long as the largest buckets. The arrays are those that the sampler would make.
+        """
+        m, shapes = self.model, self.config.sampler
+        plan = plan_slots(_longest_requests(members, shapes), shapes, self.rows_split)
+        rows, admitted = plan.slots * plan.rows_per_slot, plan.admissions[0]
+
+        def state(slots: int, prefix: int, ring: int) -> tuple[Any, Any]:
+            arrays = jax.eval_shape(
+                lambda: empty_state(
+                    config=m,
+                    slots=slots,
+                    rows=slots * plan.rows_per_slot,
+                    prefix_width=prefix,
+                    width=ring,
+                    kv_dtype=shapes.kv_dtype,
+                )
+            )
+            return arrays, decode_state_shardings(arrays, self.mesh)  # pyright: ignore[reportArgumentType]
+
+        arrays, places = state(plan.slots, plan.prefix, plan.ring[-1])
+        entering = state(admitted, plan.prefix, plan.tail)
+        cache = self._bytes(arrays.cache, places.cache)
+        narrower = state(plan.slots, plan.prefix, plan.ring[-2]) if len(plan.ring) > 1 else None
+        split = self.rows_split
+        tokens = max(admitted * plan.prefix, admitted * plan.rows_per_slot * plan.tail) / split
+        scores = max(admitted * plan.prefix**2, admitted * plan.rows_per_slot * plan.tail * (plan.tail + plan.prefix))
+        prefill = tokens * self.inside + m.num_heads / self.tensor * scores / split * 4 + self._bytes(*entering)
+        widening = 0.0 if narrower is None else self._bytes(narrower[0].cache, narrower[1].cache)
         return {
-            "cache": m.num_layers * rows * (2 * tail + shapes.max_new_tokens) * self.key_bytes,
-            "prefix keys": m.num_layers * slots * prefix * self.key_bytes,
-            "prefill": max(slots * prefix, rows * tail) * self.inside + m.num_heads / self.tensor * longest * 4,
-            "logits": 3 * rows * m.vocab_size / self.tensor * 4,
-            "one layer": self._layer(),
-            **({"merged copy": merged} if merged else {}),
+            "cache": cache,
+            "prefix keys": self._bytes(arrays.prefix, places.prefix) + kept,
+            "prefill or a wider ring": max(prefill, widening),
+            "logits": 3 * rows / split * m.vocab_size / self.tensor * 4,
         }
 
     def _rows_of_prompt(self) -> int:
@@ -246,7 +287,17 @@ class _Sizes:
         tokens = (drafts + refined) * reply
         weights = self.held()["weights"] * self.mesh.shape["fsdp"]  # each device multiplies with a whole layer
         rows = config.sampler.max_rows / self.rows_split
-        keys = m.num_layers * self.key_bytes * rows * (reply / 2 + prompt / config.rollout.num_generations)
+        stored = m.compute_dtype if config.sampler.kv_dtype == "compute" else config.sampler.kv_dtype
+        one_key = jnp.dtype(stored).itemsize * m.head_dim + (4 if stored == "int8" else 0)  # codes have a scale
+        keys = (
+            2
+            * m.num_layers
+            * m.num_kv_heads
+            * one_key
+            / self.tensor
+            * rows
+            * (reply / 2 + prompt / config.rollout.num_generations)
+        )
         step = max(
             (weights + keys) / (chip.bandwidth * DECODE_EFFICIENCY),
             2 * whole * rows / self.tensor / (chip.flops * PREFILL_EFFICIENCY),

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from ditto_jax.chat import ChatFormat, make_chat_format
@@ -64,16 +65,28 @@ def load_policy(
     param_dtype: str = "float32",
     compute_dtype: str = "float32",
     quantization: str = "none",
+    attention: str = "auto",
 ) -> Policy:
     """Returns the policy of a folder, its weights placed on `mesh`; `quantization` as in `model.quantization`.
 
-    Raises MissingInputError (no folder), ModelError (unsupported, incomplete or damaged).
+    Raises MissingInputError (no folder), ModelError (unsupported, incomplete or damaged), ConfigError (a kernel of
+    attention that these devices do not run).
     """
     folder = find_policy(name)
+    _check_attention(attention)
     try:
         config = load_config(folder, param_dtype=param_dtype, compute_dtype=compute_dtype)
+        config = dataclasses.replace(config, attention=attention)
         params = load_params(folder, config, mesh=mesh, quantization=quantization)
     except (UnsupportedModel, WeightsError) as error:
         raise ModelError(f"model_name_or_path={name}: {error}") from error
     tokenizer = load_tokenizer(folder, model_vocab_size=config.vocab_size)
     return Policy(folder, config, params, tokenizer, make_chat_format(tokenizer))
+
+
+def _check_attention(name: str) -> None:
+    wanted = {"cudnn": "gpu", "splash": "tpu"}.get(name)
+    if wanted not in (None, jax.default_backend()):
+        raise ConfigError(
+            f"attention={name}: it needs a {wanted.upper()}, and this is a {jax.default_backend().upper()}; set auto"
+        )

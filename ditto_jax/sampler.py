@@ -236,6 +236,7 @@ class _Call:
                 prefix_width=plan.prefix,
                 width=self._ring,
                 unstacked=self._unstacked,
+                kv_dtype=self._sampler.shapes.kv_dtype,
             )
             if self._sampler.mesh is None:
                 return state

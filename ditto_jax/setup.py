@@ -136,6 +136,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         param_dtype=config.param_dtype,
         compute_dtype=config.dtype,
         quantization=config.quantization,
+        attention=config.attention,
     )
     judge = _desk(config, [*training, *evaluation])
     content_free = None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
 from ditto_jax.chat import common_prefix
 from ditto_jax.errors import ConfigError
 from ditto_jax.kept_keys import NOTHING_KEPT, KeptGroup, KeptRow, longest_kept
+from model.stored_keys import KEY_DTYPES
 
 _RING_STEPS = 4  # attention reads the whole ring, so a long one grows to its full width in so many steps
 _SHRINK = (2, 4, 8)  # parts of the slots in which the last rows of a call are decoded
@@ -42,7 +44,8 @@ class SamplerShapes:
     when they are long. shrink: once nothing waits and half of the slots or more are empty, the rest goes on without
     them, for which more programs are compiled. unstack_layers: decode from a copy of the weights that has every layer
     apart, which saves copying them at every step where a stack cannot be sliced in place; None does so on CPU.
-    merge_adapters: sample from a copy of the base into which the adapters were added, made once a step.
+    merge_adapters: sample from a copy of the base into which the adapters were added, made once a step. kv_dtype: how
+    keys and values are kept while decoding: in the dtype of activations (compute), another one, or as int8 codes.
     """
 
     prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -55,6 +58,7 @@ class SamplerShapes:
     shrink: bool = True
     unstack_layers: bool | None = None
     merge_adapters: bool = False
+    kv_dtype: Literal["compute", "float32", "bfloat16", "float16", "int8"] = "compute"
 
     def __post_init__(self):
         for name in ("prefix", "tail", "rows_per_prefix"):
@@ -64,6 +68,8 @@ class SamplerShapes:
         for name in ("max_new_tokens", "max_rows", "chunk", "max_prefill_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sampler.{name}={getattr(self, name)}: must be at least 1")
+        if self.kv_dtype not in KEY_DTYPES:
+            raise ConfigError(f"sampler.kv_dtype={self.kv_dtype}: choose one of {', '.join(KEY_DTYPES)}")
 
 
 def bucket(value: int, buckets: Sequence[int], what: str) -> int:

@@ -3,28 +3,31 @@
 B rows come in N groups of B/N; group n's rows read prefix n without a copy per row. Each source is attended to
 separately and the results are merged by log-sum-exp in float32, which is exact (Hydragen, arXiv 2402.05099). The keys
 of a training row, of a prompt being prefilled and of a decode step all come through `attend`. Sliding windows are
-measured in positions, wherever a token lies in its array.
+measured in positions, wherever a token lies in its array. Calls that a kernel of the device can serve are handed to it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from model.attention_kernels import REFERENCE, kernel_of, run_kernel
+from model.stored_keys import factors
 
 # Finite, so that a row without any visible key (padding) yields garbage instead of NaN.
 _MASKED = -1e30
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one source in one layer, k and v: [rows, K, S, D].
+    """Keys and values of one source in one layer, k and v: [rows, K, S, D], arrays or `stored_keys.Codes`.
 
     Heads before tokens, so that the batched products of attention read them as they lie.
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: Any
+    v: Any
 
 
 class Window(NamedTuple):
@@ -55,15 +58,16 @@ def _over(q: jax.Array, source: KeyValues, mask: jax.Array, keys_first: bool) ->
     and few queries times many keys is not.
     """
     layout, axis = ("bksq", -2) if keys_first else ("bkqs", -1)
-    scores = jnp.einsum(f"bkqd,bksd->{layout}", q, source.k, preferred_element_type=jnp.float32)
+    (keys, key_scale), (values, value_scale) = (factors(each, q.dtype) for each in source)
+    scores = jnp.einsum(f"bkqd,bksd->{layout}", q, keys, preferred_element_type=jnp.float32)
+    scores = scores if key_scale is None else scores * key_scale.swapaxes(-1, axis)
     scores = jnp.where(mask.swapaxes(-1, axis), scores, _MASKED)
     # The peak cancels in the merged result, so no gradient needs to flow through it.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=axis))
     weights = jnp.exp(scores - jnp.expand_dims(peak, axis))
     total = jnp.sum(weights, axis=axis)
-    out = jnp.einsum(
-        f"{layout},bksd->bkqd", weights.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
-    )
+    weights = weights if value_scale is None else weights * value_scale.swapaxes(-1, axis)
+    out = jnp.einsum(f"{layout},bksd->bkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Partial(out, peak, total)
 
 
@@ -74,6 +78,7 @@ def attend(
     prefix: KeyValues | None = None,
     prefix_valid: jax.Array | None = None,
     window: Window | None = None,
+    kernel: str = REFERENCE,
 ) -> jax.Array:
     """Returns attention output [B, T, H, D] in q's dtype.
 
@@ -81,7 +86,11 @@ def attend(
     prefix: shared keys [N, K, P, D], N dividing B, rows of a group adjacent; prefix_valid bool[N, P], or
     bool[N, rows * T, P] where a group's queries do not all see the same keys.
     window: None lets every query see as far as the masks do. A query without any visible key yields finite garbage.
+    kernel: a name from `config.ATTENTION`; calls that it cannot serve take the path written here, the reference.
     """
+    chosen = kernel_of(kernel, q, own.k, None if prefix is None else prefix.k)
+    if chosen != REFERENCE:
+        return run_kernel(chosen, q, *_joined(own, own_mask, prefix, prefix_valid, window))
     batch, length, heads, width = q.shape
     kv_heads = own.k.shape[1]
     per_head = heads // kv_heads
@@ -93,18 +102,43 @@ def attend(
     part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head), one_token)
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
-        prefix_mask = prefix_valid if prefix_valid.ndim == 3 else prefix_valid[:, None]
-        if window is not None:
-            positions = window.prefix
-            if positions is None:
-                positions = jnp.arange(prefix.k.shape[2], dtype=jnp.int32)[None]
-            prefix_mask = prefix_mask & _within(window.query.reshape(groups, -1), positions, window.size)
+        prefix_mask = _prefix_mask(prefix_valid, window)
         per_query = prefix_mask.shape[1] > 1
         prefix_mask = _per_query(prefix_mask, per_head) if per_query else prefix_mask[:, None]
         shared = _over(_fold(grouped, groups), prefix, prefix_mask, one_token)
         part = _merge(part, _Partial(*(_unfold(x, batch) for x in shared)))
     out = (part.out / part.total[..., None]).reshape(batch, kv_heads, length, per_head, width)
     return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)
+
+
+def _joined(
+    own: KeyValues, own_mask: jax.Array, prefix: KeyValues | None, prefix_valid: jax.Array | None, window: Window | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(keys [B, K, P + S, D], values, bool[B, T, P + S]): both sources as one, a copy of its prefix for every row."""
+    if window is not None:
+        own_mask = own_mask & _within(window.query, window.own, window.size)
+    if prefix is None or prefix_valid is None:
+        return own.k, own.v, own_mask
+    (rows, length, _), (groups, _, width, _) = own_mask.shape, prefix.k.shape
+    copies = rows // groups
+    seen = jnp.broadcast_to(_prefix_mask(prefix_valid, window), (groups, copies * length, width))
+    seen = seen.reshape(rows, length, width)
+    k, v = (
+        jnp.concatenate([jnp.repeat(shared, copies, axis=0), mine], axis=2)
+        for shared, mine in zip(prefix, own, strict=True)
+    )
+    return k, v, jnp.concatenate([seen, own_mask], axis=-1)
+
+
+def _prefix_mask(valid: jax.Array, window: Window | None) -> jax.Array:
+    """bool[N, 1 or rows * T, P]: which keys of its prefix each query of a group sees."""
+    mask = valid if valid.ndim == 3 else valid[:, None]
+    if window is None:
+        return mask
+    positions = window.prefix
+    if positions is None:
+        positions = jnp.arange(valid.shape[-1], dtype=jnp.int32)[None]
+    return mask & _within(window.query.reshape(valid.shape[0], -1), positions, window.size)
 
 
 def _per_query(mask: jax.Array, per_head: int) -> jax.Array:

@@ -18,6 +18,7 @@ from model.hf_config import read_fields, write_fields
 from model.rope import Llama3RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("auto", "reference", "cudnn", "splash")
 
 # Our names and those of config.json, where they differ.
 _HF_NAMES = {
@@ -39,8 +40,9 @@ class ModelConfig:
     positions back, except in `full_attention_layers`; `no_rope_layers` are not rotated (layers by number, from 0).
 
     `param_dtype` is how parameters are stored, `compute_dtype` that of activations and matrix products (names from
-    `DTYPES`). `eos_token_ids` are the ids that end a reply; the tuple may be empty. Raises UnsupportedModel for values
-    that cannot work together.
+    `DTYPES`). `eos_token_ids` are the ids that end a reply; the tuple may be empty. `attention` (a name from
+    `ATTENTION`) is the kernel of the calls that it can serve (`model.attention_kernels`). Raises UnsupportedModel for
+    values that cannot work together.
     """
 
     vocab_size: int
@@ -67,6 +69,7 @@ class ModelConfig:
     sliding_window: int | None = None
     full_attention_layers: tuple[int, ...] = ()
     no_rope_layers: tuple[int, ...] = ()
+    attention: str = "auto"
 
     def __post_init__(self):
         for name in (
@@ -85,6 +88,8 @@ class ModelConfig:
         for name in ("param_dtype", "compute_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise UnsupportedModel(name, getattr(self, name), f"choose one of {', '.join(DTYPES)}")
+        if self.attention not in ATTENTION:
+            raise UnsupportedModel("attention", self.attention, f"choose one of {', '.join(ATTENTION)}")
         self._check_heads()
         self._check_layers()
         self._check_token_ids()

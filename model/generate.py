@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.llama import Cache, Params, Prefix, extend, logits, make_prefix
 from model.sampling import SamplingParams, draw
+from model.stored_keys import dtype_of, empty_keys, layers_of, map_tokens, stacked, store
 
 Array = Any  # NumPy on the host, jax inside jitted code
 
@@ -82,18 +83,29 @@ class Drawn(NamedTuple):
     done: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots", "rows", "prefix_width", "width", "unstacked"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "slots", "rows", "prefix_width", "width", "unstacked", "kv_dtype")
+)
 def empty_state(
-    *, config: ModelConfig, slots: int, rows: int, prefix_width: int, width: int, unstacked: bool = False
+    *,
+    config: ModelConfig,
+    slots: int,
+    rows: int,
+    prefix_width: int,
+    width: int,
+    unstacked: bool = False,
+    kv_dtype: str = "compute",
 ) -> DecodeState:
     """Returns a state of `slots` slots without prompts, for `rows` rows over a ring of `width` columns.
 
-    unstacked: keys lie layer by layer, for parameters from `llama.unstack`.
+    unstacked: keys lie layer by layer, for parameters from `llama.unstack`. kv_dtype: a name from
+    `stored_keys.KEY_DTYPES`.
     """
-    cache, prefix = _empty_cache(config, rows, width), _empty_prefix(config, slots, prefix_width)
+    dtype = config.compute_dtype if kv_dtype == "compute" else kv_dtype
+    cache, prefix = _empty_cache(config, rows, width, dtype), _empty_prefix(config, slots, prefix_width, dtype)
     if unstacked:
-        cache = cache._replace(k=tuple(cache.k), v=tuple(cache.v))
-        prefix = prefix._replace(k=tuple(prefix.k), v=tuple(prefix.v))
+        cache = cache._replace(k=layers_of(cache.k), v=layers_of(cache.v))
+        prefix = prefix._replace(k=layers_of(prefix.k), v=layers_of(prefix.v))
     return DecodeState(
         cache=cache,
         prefix=prefix,
@@ -106,17 +118,17 @@ def empty_state(
     )
 
 
-def _empty_keys(config: ModelConfig, rows: int, width: int) -> tuple[jax.Array, jax.Array]:
+def _empty_keys(config: ModelConfig, rows: int, width: int, dtype: Any) -> tuple[Any, Any]:
     shape = (config.num_layers, rows, config.num_kv_heads, width, config.head_dim)
-    return jnp.zeros(shape, jnp.dtype(config.compute_dtype)), jnp.zeros(shape, jnp.dtype(config.compute_dtype))
+    return empty_keys(shape, dtype), empty_keys(shape, dtype)
 
 
-def _empty_prefix(config: ModelConfig, slots: int, width: int) -> Prefix:
-    return Prefix(*_empty_keys(config, slots, width), jnp.zeros((slots, width), bool))
+def _empty_prefix(config: ModelConfig, slots: int, width: int, dtype: Any) -> Prefix:
+    return Prefix(*_empty_keys(config, slots, width, dtype), jnp.zeros((slots, width), bool))
 
 
-def _empty_cache(config: ModelConfig, rows: int, width: int) -> Cache:
-    return Cache(*_empty_keys(config, rows, width), jnp.full((rows, width), -1, jnp.int32), jnp.int32(0))
+def _empty_cache(config: ModelConfig, rows: int, width: int, dtype: Any) -> Cache:
+    return Cache(*_empty_keys(config, rows, width, dtype), jnp.full((rows, width), -1, jnp.int32), jnp.int32(0))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "shards"), donate_argnames="state")
@@ -140,14 +152,14 @@ def admit(
     """
     rows, tail = prompts.tail_ids.shape
     slots, width = prompts.prefix_ids.shape
+    dtype = dtype_of(state.cache.k)
     prefix = None
     if width:
-        prefix_valid = jnp.arange(width) < prompts.prefix_length[:, None]
-        prefix = make_prefix(params, config, prompts.prefix_ids, prefix_valid) if kept is None else kept.prefix
+        prefix = _prefix_of(params, config, prompts, dtype) if kept is None else kept.prefix
     history = prompts.kept_columns.shape[1]
-    own = _empty_cache(config, rows, tail)
+    own = _empty_cache(config, rows, tail, dtype)
     if history:
-        before = _empty_cache(config, rows, history) if kept is None or kept.cache is None else kept.cache
+        before = _empty_cache(config, rows, history, dtype) if kept is None or kept.cache is None else kept.cache
         own = _behind(before, tail)
     start = jnp.repeat(prompts.prefix_length, rows // slots) + jnp.sum(prompts.kept_columns >= 0, axis=1)
     offset = jnp.arange(tail) - (tail - prompts.tail_length)[:, None]
@@ -158,7 +170,7 @@ def admit(
     live = prompts.limits > 0
     entering = DecodeState(
         cache=own,
-        prefix=prefix or _empty_prefix(config, slots, 0),
+        prefix=prefix or _empty_prefix(config, slots, 0, dtype),
         last=tokens,
         drawn=drawn + live,
         limits=prompts.limits,
@@ -169,10 +181,17 @@ def admit(
     return _enter(state, entering, logprobs, prompts.source, shards)
 
 
+def _prefix_of(params: Params, config: ModelConfig, prompts: PromptBatch, dtype: Any) -> Prefix:
+    """The prompts' prefixes, run and stored."""
+    valid = jnp.arange(prompts.prefix_ids.shape[1]) < prompts.prefix_length[:, None]
+    prefix = make_prefix(params, config, prompts.prefix_ids, valid)
+    return prefix._replace(k=store(prefix.k, dtype), v=store(prefix.v, dtype))
+
+
 def _behind(cache: Cache, tail: int) -> Cache:
     """Returns the cache with `tail` empty columns to its right, which are written next."""
-    k, v = (_padded(keys, -2, (0, tail)) for keys in (cache.k, cache.v))
-    return Cache(k, v, _padded(cache.positions, -1, (0, tail), -1), jnp.int32(cache.positions.shape[1]))
+    k, v = map_tokens(lambda axis, array: _padded(axis, array, (0, tail)), (cache.k, cache.v))
+    return Cache(k, v, _padded(-1, cache.positions, (0, tail), -1), jnp.int32(cache.positions.shape[1]))
 
 
 @functools.partial(jax.jit, static_argnames=("prefix_width", "shards"))
@@ -184,9 +203,12 @@ def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: i
     """
     valid = jnp.arange(prefix_width) < prompts.prefix_length[:, None]
 
+    def fitted(axis, array):
+        taken = jax.lax.slice_in_dim(array, 0, min(prefix_width, array.shape[axis]), axis=axis)
+        return _padded(axis, taken, (0, prefix_width - taken.shape[axis]))
+
     def prefixes(held):
-        taken = _take(_stacked(held), prompts.kept, shards, -4)[..., :prefix_width, :]
-        return _padded(taken, -2, (0, prefix_width - taken.shape[-2]))
+        return map_tokens(fitted, jax.tree.map(lambda array: _take(array, prompts.kept, shards, -4), stacked(held)))
 
     prefix = Prefix(prefixes(kept.prefix.k), prefixes(kept.prefix.v), valid)
     if kept.cache is None:
@@ -195,15 +217,12 @@ def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: i
     columns = jnp.maximum(prompts.kept_columns, 0)[None, :, None, :, None]
 
     def histories(held):
-        return jnp.take_along_axis(_take(_stacked(held), prompts.kept_rows, shards, -4), columns, axis=-2)
+        taken = jax.tree.map(lambda array: _take(array, prompts.kept_rows, shards, -4), stacked(held))
+        return map_tokens(lambda axis, x: jnp.take_along_axis(x, columns.swapaxes(-2, axis), axis=axis), taken)
 
     start = jnp.repeat(prompts.prefix_length, there.shape[0] // prompts.prefix_length.shape[0])[:, None]
     positions = jnp.where(there, start + jnp.cumsum(there, axis=1) - 1, -1).astype(jnp.int32)
     return Kept(prefix, Cache(histories(kept.cache.k), histories(kept.cache.v), positions, jnp.int32(0)))
-
-
-def _stacked(keys: Any) -> jax.Array:
-    return jnp.stack(keys) if isinstance(keys, tuple) else keys
 
 
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
@@ -220,27 +239,28 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
     ring = state.cache.positions.shape[1]
     grow = ring - entering.cache.positions.shape[1]
 
-    def turned(array, axis, fill=0):
+    def turned(axis, array, fill=0):
         """Columns moved so that the entering rows' last one lies just before the common column."""
-        return jnp.roll(_padded(array, axis, (grow, 0), fill), state.cache.column, axis)
+        return jnp.roll(_padded(axis, array, (grow, 0), fill), state.cache.column, axis)
 
     def rows_of(old, new):
-        return jax.tree.map(lambda o, n: into_row(o, turned(n, -2), -4), old, _like(old, new))
+        return jax.tree.map(lambda o, n: into_row(o, n, -4), old, _like(old, map_tokens(turned, new)))
 
     def slots_of(old, new):
-        return jax.tree.map(lambda o, n: into_slot(o, _padded(n, -2, (0, missing)), -4), old, _like(old, new))
+        wide = map_tokens(lambda axis, array: _padded(axis, array, (0, missing)), new)
+        return jax.tree.map(lambda o, n: into_slot(o, n, -4), old, _like(old, wide))
 
     cache = Cache(
         rows_of(state.cache.k, entering.cache.k),
         rows_of(state.cache.v, entering.cache.v),
-        into_row(state.cache.positions, turned(entering.cache.positions, -1, -1), -2),
+        into_row(state.cache.positions, turned(-1, entering.cache.positions, -1), -2),
         state.cache.column,
     )
     missing = state.prefix.valid.shape[1] - entering.prefix.valid.shape[1]
     prefix = Prefix(
         slots_of(state.prefix.k, entering.prefix.k),
         slots_of(state.prefix.v, entering.prefix.v),
-        into_slot(state.prefix.valid, _padded(entering.prefix.valid, -1, (0, missing)), -2),
+        into_slot(state.prefix.valid, _padded(-1, entering.prefix.valid, (0, missing)), -2),
     )
     names = ("last", "drawn", "limits", "position", "row_keys", "done")
     rest = {name: into_row(getattr(state, name), getattr(entering, name)) for name in names}
@@ -250,12 +270,12 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
     return entered, Drawn(entered.last[:, None], into_row(zeros, logprobs)[:, None], count, entered.done)
 
 
-def _like(old: Any, new: jax.Array) -> Any:
+def _like(old: Any, new: Any) -> Any:
     """Keys of all layers as `old` has them: stacked, or a tuple of layers."""
-    return tuple(new) if isinstance(old, tuple) else new
+    return layers_of(new) if isinstance(old, tuple) else new
 
 
-def _padded(array: jax.Array, axis: int, width: tuple[int, int], fill: int = 0) -> jax.Array:
+def _padded(axis: int, array: jax.Array, width: tuple[int, int], fill: int = 0) -> jax.Array:
     padding = [(0, 0)] * array.ndim
     padding[axis] = width
     return jnp.pad(array, padding, constant_values=fill)
@@ -320,12 +340,12 @@ def widen(cache: Cache, *, width: int) -> Cache:
     """Returns the cache with a ring of `width` columns, oldest column first."""
     grow = width - cache.positions.shape[1]
 
-    def unrolled(array, axis, fill=0):
-        return _padded(jnp.roll(array, -cache.column, axis), axis, (0, grow), fill)
+    def unrolled(axis, array, fill=0):
+        return _padded(axis, jnp.roll(array, -cache.column, axis), (0, grow), fill)
 
-    k, v = jax.tree.map(lambda array: unrolled(array, -2), (cache.k, cache.v))
+    k, v = map_tokens(unrolled, (cache.k, cache.v))
     column = jnp.int32(cache.positions.shape[1])
-    return Cache(k, v, unrolled(cache.positions, -1, -1), column)
+    return Cache(k, v, unrolled(-1, cache.positions, -1), column)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "steps"), donate_argnames="state")

@@ -32,7 +32,7 @@ def check_export(folder: Path, config: ModelConfig, params: Any, dtype: str) -> 
     Logits are computed in float32 for a few random tokens, where `params` lie; the weights of the folder are loaded
     there too, so that there must be room for a second copy in `dtype`.
     """
-    config = dataclasses.replace(config, param_dtype=dtype, compute_dtype="float32")
+    config = dataclasses.replace(config, param_dtype=dtype, compute_dtype="float32", attention="auto")
     found = load_config(folder, param_dtype=dtype, compute_dtype="float32")
     for field in dataclasses.fields(ModelConfig):
         stated, meant = getattr(found, field.name), getattr(config, field.name)

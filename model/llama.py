@@ -36,6 +36,7 @@ from model.layers import (
 from model.partition import before_its_split, in_stored_order, split_logits
 from model.quantization import contract, int8_product, is_quantized
 from model.remat import Remat, kept_by
+from model.stored_keys import map_tokens, store
 
 Params = Any
 
@@ -45,6 +46,7 @@ class Prefix(NamedTuple):
 
     valid is bool[N, Q, P] where each of a group's Q = rows * T queries sees other keys; positions int32[N, P] are None
     if they are 0 to P - 1. With unstacked layers k and v are tuples of L arrays [N, K, P, D].
+    Arrays may be stored keys (`model.stored_keys`).
     """
 
     k: Any
@@ -58,7 +60,7 @@ class Cache(NamedTuple):
 
     positions int32[B, C]: of the token in a column, -1 where there is none. All rows write the same `column` (int32
     scalar), so that a write is one in-place slice update; attention looks at positions, never at the order of columns.
-    With unstacked layers k and v are tuples of L arrays [B, K, C, D].
+    With unstacked layers k and v are tuples of L arrays [B, K, C, D]. Arrays may be stored keys (`model.stored_keys`).
     """
 
     k: Any
@@ -107,14 +109,20 @@ class _PerLayer(NamedTuple):
 
 def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: jax.Array) -> tuple[KeyValues, KeyValues]:
     """Returns the cache with the new keys at `column`, and this layer's part of it."""
+
+    def put(axis, full, part):
+        start = [0] * full.ndim
+        start[axis] = column
+        if layer is None:
+            return jax.lax.dynamic_update_slice(full, part, start)
+        start[0] = layer
+        return in_stored_order(jax.lax.dynamic_update_slice(full, part[None], start))
+
     pairs = zip(cache, new, strict=True)
+    cache = KeyValues(*(map_tokens(put, full, store(part, full.dtype)) for full, part in pairs))
     if layer is None:
-        start = (0, 0, column, 0)
-        own = KeyValues(*(jax.lax.dynamic_update_slice(full, part, start) for full, part in pairs))
-        return own, own
-    start = (layer, 0, 0, column, 0)
-    cache = KeyValues(*(in_stored_order(jax.lax.dynamic_update_slice(full, part[None], start)) for full, part in pairs))
-    return cache, KeyValues(*(jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in cache))
+        return cache, cache
+    return cache, jax.tree.map(lambda full: jax.lax.dynamic_index_in_dim(full, layer, keepdims=False), cache)
 
 
 class Attention(nn.Module):
@@ -140,7 +148,7 @@ class Attention(nn.Module):
         own = new = KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
         if cache is not None:
             cache, own = _write(cache, new, layer.number, column)
-        out = attend(q, own, own_mask, prefix, prefix_valid, window).reshape(batch, length, -1)
+        out = attend(q, own, own_mask, prefix, prefix_valid, window, c.attention).reshape(batch, length, -1)
         out = Projection(c, x.shape[-1], residual_gain(c), c.output_bias, name="o")(checkpoint_name(out, "attended"))
         return checkpoint_name(out, "attention_out"), new, cache
 

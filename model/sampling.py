@@ -8,6 +8,7 @@ boundaries.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,23 +41,52 @@ class SamplingParams:
                 raise ValueError(message)
 
 
-def _truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
-    """Returns logprobs with excluded tokens at a large negative value; rows keep at least their best token."""
+def truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
+    """Returns float32[B, V] with excluded tokens at a large negative value; rows keep at least their best token.
+
+    Tokens are kept from a threshold on, so that tokens that tie with the last one kept are kept too. The nucleus is the
+    shortest head whose mass reaches top_p. No sort: the threshold is searched for in 32 passes over the row.
+    """
     if params.top_k and params.top_k < logprobs.shape[-1]:
-        kth = jax.lax.top_k(logprobs, params.top_k)[0][..., -1:]
-        logprobs = jnp.where(logprobs < kth, _NEGATIVE, logprobs)
+        kth = _largest(logprobs, lambda kept: jnp.sum(kept, axis=-1) >= params.top_k)
+        logprobs = jnp.where(logprobs < kth[:, None], _NEGATIVE, logprobs)
     if params.top_p < 1:
-        ordered = jax.lax.top_k(logprobs, logprobs.shape[-1])[0]
-        probs = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs
-        # The nucleus is the shortest head whose mass reaches top_p: a token stays while the mass before it is below.
-        kept = jnp.sum(before < params.top_p, axis=-1, keepdims=True)
-        threshold = jnp.take_along_axis(ordered, kept - 1, axis=-1)
-        logprobs = jnp.where(logprobs < threshold, _NEGATIVE, logprobs)
+        probs = jax.nn.softmax(logprobs, axis=-1)
+        wanted = params.top_p * jnp.sum(probs, axis=-1)
+        least = _largest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= wanted)
+        logprobs = jnp.where(probs < least[:, None], _NEGATIVE, logprobs)
     if params.min_p > 0:
         best = jnp.max(logprobs, axis=-1, keepdims=True)
         logprobs = jnp.where(logprobs < best + jnp.log(params.min_p), _NEGATIVE, logprobs)
     return logprobs
+
+
+def _largest(values: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """float32[B]: the largest threshold that keeps enough of values [B, V]; enough: bool[B, V] of kept → bool[B].
+
+    A bisection over the float32 numbers, as integers in the same order: it ends at the exact value.
+    """
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without the sum, which would overflow
+        holds = enough(values >= _float_at(middle)[:, None])
+        return jnp.where(holds, middle, low), jnp.where(holds, high, middle)
+
+    bounds = _place(jnp.min(values, axis=-1)), _place(jnp.max(values, axis=-1)) + 1
+    low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    return _float_at(low)
+
+
+def _place(numbers: jax.Array) -> jax.Array:
+    """int32 in the order of float32 numbers; `_float_at` is the way back."""
+    bits = jax.lax.bitcast_convert_type(numbers, jnp.int32)
+    return bits ^ ((bits >> 31) & jnp.iinfo(jnp.int32).max)
+
+
+def _float_at(places: jax.Array) -> jax.Array:
+    bits = places ^ ((places >> 31) & jnp.iinfo(jnp.int32).max)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def draw(
@@ -71,7 +101,7 @@ def draw(
         chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
         return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
     scaled = logits / params.temperature
-    truncated = _truncate(scaled, params)
+    truncated = truncate(scaled, params)
     log_norm = jax.nn.logsumexp(truncated, axis=-1)
     uniforms = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i)))(row_keys, index)
     tokens = _inverse_cdf(jnp.exp(truncated - log_norm[:, None]), uniforms)

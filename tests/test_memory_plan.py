@@ -25,6 +25,7 @@ from ditto_jax.train_step import UpdateConfig, make_update
 from launch.cli import main
 from model import llama
 from model.config import ModelConfig
+from model.generate import empty_state
 from model.hf_layout import param_shapes
 from model.lora import LoraConfig, init_adapters
 from model.presets import QWEN3_8B
@@ -148,6 +149,25 @@ def test_devices_share_what_is_held():
         assert shared.held[name] == pytest.approx(alone.held[name] / 8, rel=0.01)
     with pytest.raises(ConfigError, match=r"mesh=.*: does not fit 3 devices"):
         make_plan(config_of(mesh=MeshConfig(1, 2, 4)), MODEL, CHIPS["h100"], 3)
+
+
+def sampling_of(**changes: Any) -> Any:
+    shapes = dataclasses.replace(config_of().sampler, **changes)
+    return make_plan(config_of(sampler=shapes), MODEL, CHIPS["h100"], 1).sampling
+
+
+def test_the_cache_is_that_of_the_sampler_to_the_byte_and_lone_prompts_have_a_prefix_for_every_row():
+    state = jax.eval_shape(lambda: empty_state(config=MODEL, slots=16, rows=16, prefix_width=256, width=96))
+    found = sampling_of(rows_per_prefix=(1, 8))  # a ring holds a tail of 32 and a reply of 64
+    assert found["cache"] == size_of(state.cache) and found["prefix keys"] == size_of(state.prefix)
+    assert sampling_of()["prefix keys"] < found["prefix keys"] / 3
+
+
+def test_keys_in_8_bits_take_a_quarter_of_float32_and_their_scales():
+    whole, codes = sampling_of(), sampling_of(kv_dtype="int8")
+    assert codes["prefix keys"] / whole["prefix keys"] == pytest.approx(
+        (MODEL.head_dim + 4) / (4 * MODEL.head_dim), rel=0.01
+    )
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from model.sampling import SamplingParams, draw
+from model.sampling import SamplingParams, draw, truncate
 from tests.tiny_policy import quickly_compiled
 
 VOCAB, DRAWS = 40, 20_000
@@ -168,3 +170,49 @@ def test_the_best_token_survives_every_truncation():
 def test_impossible_settings_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         SamplingParams(**settings)
+
+
+# Truncation against its definitions, with ties.
+
+truncated = quickly_compiled(truncate, static_argnums=1)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.02, 0.3, 0.5, 0.9, 0.999]), st.sampled_from([0.25, 4.0, 1e-6, 30.0]))
+@settings(max_examples=40)
+def test_the_nucleus_is_the_shortest_head_that_reaches_its_mass_with_all_that_tie_with_its_last_token(seed, p, spread):
+    logits = tied_logits(seed, spread)
+    kept = np.asarray(truncated(logits, SamplingParams(top_p=p))) > -1e29
+    probs = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    for row, mine, mass in zip(logits, kept, probs, strict=True):
+        last = row[mine].min()
+        np.testing.assert_array_equal(mine, row >= last)
+        assert mass[row >= last].sum() >= p - 1e-6 and mass[row > last].sum() < p + 1e-6
+
+
+@given(st.integers(0, 10_000), st.integers(1, VOCAB + 1))
+@settings(max_examples=40)
+def test_top_k_keeps_the_k_best_and_all_that_tie_with_the_last_of_them(seed, k):
+    logits = tied_logits(seed, 0.25)
+    kept = np.asarray(truncated(logits, SamplingParams(top_k=k))) > -1e29
+    kth = np.sort(logits, axis=-1)[:, ::-1][:, min(k, VOCAB) - 1]
+    np.testing.assert_array_equal(kept, logits >= kth[:, None])
+
+
+def tied_logits(seed: int, spread: float) -> np.ndarray:
+    """float32[4, V] with many equal entries, zeros of both signs among them; one row is all alike."""
+    rng = np.random.default_rng(seed)
+    logits = rng.choice([-1, 1], (4, VOCAB)) * rng.integers(0, 9, (4, VOCAB)) * np.float32(spread)
+    logits[0] = logits[0, 0]
+    return logits.astype(np.float32)
+
+
+@given(st.integers(0, 10_000), st.sampled_from(sorted(SETTINGS)))
+@settings(max_examples=40)
+def test_a_drawn_token_was_kept_and_has_the_log_prob_of_the_truncated_distribution(seed, name):
+    params = SETTINGS[name]
+    logits = tied_logits(seed, 0.25)
+    tokens, logprobs = (np.asarray(x) for x in drawn(logits, keys(4, seed), np.zeros(4, np.int32), params))
+    cut = np.asarray(truncated(logits / np.float32(params.temperature), params), np.float64)
+    expected = scipy.special.log_softmax(cut, axis=-1)[np.arange(4), tokens]
+    assert np.all(expected > -100)
+    np.testing.assert_allclose(logprobs, expected, atol=2e-6)
