@@ -34,7 +34,7 @@ ROW = {
 }
 CHOICE = {
     "question_type": "tom:belief:inaccessible:multiple-choice",
-    "complete_question": "What does Cid think?\n(a) Cid thinks the dog is Rex.\n(b) Cid has not heard of it.\n\nChoose:",
+    "complete_question": "What does Cid think?\n(a) Cid thinks the dog is Rex.\n(b) Cid has not heard of it.\n\nChoose",
     "correct_answer": "1",
     "wrong_answer": None,
 }

@@ -126,6 +126,21 @@ def test_the_authors_file_gives_every_question_of_a_set(tmp_path):
     assert "Cid: Bye." in load(tmp_path, context="full")[0].payload["context"]
 
 
+def test_people_of_the_full_chat_alone_are_asked_about_only_with_it(tmp_path):
+    short = {
+        **SET,
+        "infoAccessibilityQAs_binary": [{**SET["infoAccessibilityQAs_binary"][0], "correct_answer": "no:long"}],
+    }
+    for field in ("answerabilityQA_list", "infoAccessibilityQA_list"):
+        short[field] = {**SET[field], "wrong_answer": [], "missed_info_accessibility": "accessible"}
+    file, report = complete(tmp_path, [short]), RowReport()
+    examples = load(file, report)
+    assert len(examples) == 4 == examples[0].payload["set_size"] and report.found == 5
+    assert report.left_out == {"person who is only in the full chat": 1}
+    full = load(file, context="full")
+    assert len(full) == 5 and {e.payload["accessibility"] for e in full} == {"inaccessible"}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -22,7 +22,7 @@ from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
 from ditto_jax.tasks.fantom.rows import TOPICS, fantom_row, kind_of, with_options
 from ditto_jax.tasks.fields import Fields
-from ditto_jax.tasks.rows import RowReport, read_rows
+from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
 from ditto_jax.types import Example
 
 _BELIEF_FILE = re.compile(
@@ -62,6 +62,8 @@ class FantomFiles:
         return _counted(examples)
 
     def _made(self, file: Path, where: str, info: Mapping[str, Any]) -> Example:
+        if self._length == "short" and info.get("correct_answer") == "no:long":
+            raise LeftOut("person who is only in the full chat")  # as the authors' own evaluation does
         return fantom_row(file, where, str(info["id"]), info, self._length)
 
     def _refuse(self, error: DataError) -> None:
@@ -156,12 +158,15 @@ class FantomFiles:
             question = {"question": fact_question, "question_type": "fact", "correct_answer": fact_answer}
             yield _named(fact.where, {**shared, **question})
         parts = [part for field in _MANY for part in row.records(field)] + [row.part(field) for field in _SINGLE]
+        missed = any(_tells_of_ignorance(part) for part in parts)
         for part in parts:
             info = {**shared, **part.row, "source": _COMPLETE}
             kind = kind_of(part.text("question_type"))
             if kind == ("belief", "open"):
                 yield from self._belief(Fields(row.file, part.where, info))
                 continue
+            if self._length == "full" and missed:  # somebody of the whole chat, whoever is in the short one
+                info["missed_info_accessibility"] = "inaccessible"
             about = f"The information: {fact_question} {fact_answer}"
             if kind is not None and kind[0] == "answerability":
                 about = f"What there is to answer: {fact_question}"
@@ -180,6 +185,14 @@ class FantomFiles:
             "correct_answer": str(options.index(gold)),
         }
         yield _named(row.where, {**info, **choice})
+
+
+def _tells_of_ignorance(part: Fields) -> bool:
+    """Whether a question on several people has somebody in its gold who does not know."""
+    question_type = part.text("question_type")
+    if question_type.endswith(":list"):
+        return bool(part.texts("wrong_answer", default=()))
+    return question_type.endswith(":binary") and part.text("correct_answer").startswith("no")
 
 
 def _named(where: str, info: dict[str, Any]) -> tuple[str, dict[str, Any]]:
