@@ -289,7 +289,8 @@ def test_gold_is_normalised_however_it_is_spelled():
 def test_words_that_say_who_knows_or_give_the_answer_leak():
     assert TASK.leak(made(), "Ann and Bob heard it.") == "names_list"
     assert TASK.leak(made(), "Think of when Cid came in.") == "names_list"
-    assert TASK.leak(made(), "Compare when Ann and Cid came in.") == ""
+    assert TASK.leak(made(), "Compare when Bob and Cid came in.") == ""
+    assert TASK.leak(made(correct_answer="['Ann']", wrong_answer="['Cid']"), "Find where Ann speaks of her dog.") == ""
     assert TASK.leak(made(**CHOICE), "Choose option B.") == "gold_letter"
     assert TASK.leak(made(**CHOICE), "Cid has not heard of it.") == "gold_text"
     for words in (

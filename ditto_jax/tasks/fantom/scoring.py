@@ -84,7 +84,7 @@ def nearer_to_gold(answer: str, gold: str, wrong: str) -> bool:
 def release_names_right(answer: str, right: Iterable[str], wrong: Iterable[str]) -> bool:
     """Returns the released code's verdict: every right name occurs, no wrong one, and there is a right one."""
     right = tuple(right)
-    return bool(right) and all(_occurs(n, answer) for n in right) and not any(_occurs(n, answer) for n in wrong)
+    return bool(right) and all(occurs(n, answer) for n in right) and not any(occurs(n, answer) for n in wrong)
 
 
 def release_commitment(answer: str) -> bool | None:
@@ -94,5 +94,6 @@ def release_commitment(answer: str) -> bool | None:
     return None if says_yes == says_no else says_yes
 
 
-def _occurs(name: str, text: str) -> bool:
+def occurs(name: str, text: str) -> bool:
+    """Returns whether a name stands in a text as a whole word, in any case."""
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None

@@ -246,12 +246,15 @@ def question_text(example: Example) -> str:
 
 
 def _names_one_side(payload: Mapping[str, Any], feedback: str) -> bool:
-    """Whether words name everybody of the gold list and nobody of the others, or the other way round."""
-    sides = [
-        [re.search(rf"(?<!\w){re.escape(name)}(?!\w)", feedback, re.IGNORECASE) is not None for name in payload[side]]
+    """Whether words name everybody of the gold list and nobody of the others, or the other way round.
+
+    Names that the question itself holds tell nothing.
+    """
+    asked = f"{payload['question']} {payload['fact_question']}"
+    right, wrong = (
+        [scoring.occurs(name, feedback) for name in payload[side] if not scoring.occurs(name, asked)]
         for side in ("right_names", "wrong_names")
-    ]
-    right, wrong = sides
+    )
     return (bool(right) and all(right) and not any(wrong)) or (bool(wrong) and all(wrong) and not any(right))
 
 
