@@ -28,6 +28,8 @@ GROUP = "ditto_jax.tasks"
 _BUILT_IN: Mapping[str, str] = {
     "hitom": "ditto_jax.tasks.hitom.task:HiToM",
     "paratomi": "ditto_jax.tasks.paratomi.task:ParaToMi",
+    "fantom": "ditto_jax.tasks.fantom.task:Fantom",
+    "lifechoices": "ditto_jax.tasks.lifechoices.task:LifeChoices",
     "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
     "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
 }
