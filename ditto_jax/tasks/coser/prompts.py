@@ -103,14 +103,12 @@ def director_opening(scene: Scene, names: Sequence[str], cut: Cut) -> tuple[Mess
 
 def judge_messages(scene: Scene, reference: str, played: str, listed_flaws: bool, cut: Cut) -> tuple[Message, ...]:
     """Returns the question for a score of `played`: levels of four dimensions, or their flaws."""
-    rubric = (
-        "\n".join(f"- {aspect.name}: {aspect.signs}" for aspect in ASPECTS) if listed_flaws else LEVELS.instructions
-    )
+    signs = "\n".join(f"- {aspect.name}: {aspect.signs}" for aspect in ASPECTS)
     part: Any = [{"flaw": "…", "severity": 1}] if listed_flaws else {"reasoning": "…", "score": 5}
     system = _CRITIC.format(
         scene=_background(scene, cut),
         reference=reference,
-        rubric=rubric,
+        rubric=signs if listed_flaws else LEVELS.instructions,
         rules=FLAW_RULES if listed_flaws else LEVEL_RULES,
         note=FENCE_NOTE,
         shape=json.dumps(dict.fromkeys(DIMENSIONS, part), ensure_ascii=False),

@@ -81,7 +81,7 @@ ASPECTS = (
         "Anthropomorphism",
         "do the characters behave like people rather than like assistants?",
         "wants of their own, mixed feelings, speech under pressure, thoughts that differ from words.",
-        "initiative; evasion, interruption, silence; feelings that change for a reason; words that hide as well as show.",
+        "initiative; evasion, interruption, silence; feelings that change for a reason; words that also hide.",
         "helpful, balanced, explaining talk; feelings said outright; agreeing with everything; echoing; speeches.",
         (
             "an assistant with a name tag",
