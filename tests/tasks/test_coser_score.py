@@ -149,4 +149,4 @@ def test_the_proxy_prefers_the_book_to_repetition_and_no_hedge_is_worth_one():
     book = [line["message"] for line in SCENE.payload["reference"]]
     hedges = ["I am not sure. It could be either. As an assistant I cannot decide."] * 4
     good, bad = (TASK.proxy_score(SCENE, conversation(*texts)).score or 0.0 for texts in (book, hedges))
-    assert bad < 0.6 < good <= 1.0
+    assert bad < 0.1 < good <= 1.0

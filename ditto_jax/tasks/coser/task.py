@@ -9,6 +9,7 @@ actors; overlap with the book's dialogue as a metric. The book's dialogue is nev
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -204,7 +205,7 @@ class CoSER(SoulTask[CoSEROptions]):
         return 1.0 - broken * (1.0 - 1.0 / self.options.think_penalty)
 
     def proxy_score(self, example: Example, conversation: Conversation) -> Verdict:
-        """Returns the mean of overlap with the book, turns of fair length and turns without repetition: form alone."""
+        """Returns overlap with the book times the shares of turns of fair length and of new ones: form alone."""
         own = [without_thoughts(turn.text) for turn in conversation.turns if turn.author == "policy"]
         played, reference = self._played_words(example, conversation), self._reference_words(example)
         parts = {
@@ -212,7 +213,7 @@ class CoSER(SoulTask[CoSEROptions]):
             "brief": sum(len(text.split()) <= self.options.turn_words for text in own) / len(own),
             "varied": len({text.casefold() for text in own}) / len(own),
         }
-        return Verdict(Outcome.OK, statistics.fmean(parts.values()), parts, detail="form only: a stand-in")
+        return Verdict(Outcome.OK, math.prod(parts.values()), parts, detail="form only: a stand-in")
 
     def batch_metrics(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         """Overlap of played with book dialogues (no names, no thoughts, no given lines), and how scenes ended."""
