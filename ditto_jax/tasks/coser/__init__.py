@@ -1,0 +1,1 @@
+"""The task `coser`: book scenes in which the policy plays every character."""
