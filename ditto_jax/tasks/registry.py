@@ -30,6 +30,7 @@ _BUILT_IN: Mapping[str, str] = {
     "paratomi": "ditto_jax.tasks.paratomi.task:ParaToMi",
     "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
     "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
+    "userllm": "ditto_jax.tasks.userllm.task:UserLLM",
 }
 
 

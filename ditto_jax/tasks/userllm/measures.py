@@ -14,21 +14,23 @@ from collections.abc import Sequence
 from ditto_jax.tasks.answers import named_candidates, visible_text
 from ditto_jax.tasks.userllm.turns import END
 
-# The release drops 61 common function words and does not publish why these; this list has as many of the commonest.
+_WORD = re.compile(r"[^\W_]+")
+# The release drops 61 common function words; this list has as many, chosen here.
 STOP_WORDS = frozenset(
-    """
+    _WORD.findall("""
     a an the and or but if so as of at by for with about to from in on into over is are was were be been am do does did
     have has had can could will would should i me my you your he she it its we our they them their this that these
     those what which who not
-    """.split()
+    """)
 )
-_WORD = re.compile(r"[^\W_]+")
 # Words, single CJK characters and punctuation signs.
-_UNIGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
+_UNIGRAM = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]"
+)
 
 
 def said(reply: str) -> tuple[str, bool]:
-    """Returns what a reply says to the assistant, and whether it ends the chat; words after the end sign are dropped."""
+    """Returns what a reply says to the assistant, and whether it ends the chat; all after the end sign is dropped."""
     text, sign, _ = visible_text(reply).partition(END)
     return text.strip(), bool(sign)
 

@@ -21,7 +21,7 @@ from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
 from ditto_jax.tasks.fields import Fields
 from ditto_jax.tasks.rows import RowReport, json_lines, read_rows
-from ditto_jax.tasks.splits import group_name, of_split
+from ditto_jax.tasks.splits import group_name, of_split, split_of
 from ditto_jax.tasks.userllm.measures import content_words
 from ditto_jax.tasks.userllm.turns import AI, CSQA, END, NQ, PRISM, USER, UserTurn, chat_text, csqa_turn, nq_turn
 from ditto_jax.types import Example
@@ -88,13 +88,18 @@ def _read_csqa(file: Path, report: RowReport) -> list[Example]:
 
 def _read_nq(file: Path, report: RowReport) -> list[Example]:
     lines = list(json_lines(file, report))
-    questions = [_as_question(value["question"]) for _, value in lines if _has_question(value)]
-    related = related_questions(questions)
+    by_split: dict[str, list[str]] = collections.defaultdict(list)
+    for question in (_as_question(value["question"]) for _, value in lines if _has_question(value)):
+        by_split[split_of(group_name("question", question))].append(question)
+    related: dict[str, str] = {}
+    for questions in by_split.values():  # so that no training prompt offers a held-out question
+        related |= related_questions(questions)
 
     def example(where: str, value: Any) -> Example:
         question = _as_question(_fields(file, where, value).text("question"))
         if question not in related:
-            raise DataError(f"{file}: {where}: question={question!r}: must stand beside at least one other question")
+            rule = "must stand beside another question of its split, for the assistant to offer"
+            raise DataError(f"{file}: {where}: question={question!r}: {rule}")
         group = group_name("question", question)
         turn = nq_turn(question, related[question], source="natural_questions", group=group)
         return turn.example(f"userllm-nq-{file.name.split('.jsonl')[0]}-{where.removeprefix('line ')}")
@@ -123,7 +128,7 @@ def _read_openings(file: Path, report: RowReport) -> list[Example]:
         wish = row.text("prompt")
         turn = UserTurn(
             subtask=PRISM,
-            intent=f"talk about this: {wish}",
+            intent=f"a talk about this: {wish}",
             history="",
             source="prism openings",
             group=group_name("opening", wish),
@@ -175,7 +180,7 @@ def _user_places(lines: Rows) -> Rows:
         turns = value.get("turns") if isinstance(value, Mapping) else None
         roles = [turn.get("role") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
         places = [k for k, role in enumerate(roles) if role == "user"]
-        if roles and roles[-1] == "assistant":
+        if places and roles[-1] == "assistant":
             places.append(len(roles))
         for place in places or [0]:  # a malformed chat goes on as one row, for the reader to refuse
             yield f"{where}: turn {place}", {**value, "place": place} if isinstance(value, Mapping) else value
@@ -206,8 +211,6 @@ _KINDS = (
     _Kind("natural-questions/NQ-open.dev.jsonl", "NQ-open.dev", NQ, _read_nq),
     _Kind("natural-questions/NQ-open.efficientqa.dev.1.1.jsonl", "NQ-open.efficientqa.dev", NQ, _read_nq),
     _Kind("natural-questions/NQ-open.efficientqa.test.1.1.jsonl", "NQ-open.efficientqa.test", NQ, _read_nq),
-    _Kind(
-        "prism-alignment/opening_prompt_cluster_df_original.csv", "opening_prompt_cluster", PRISM, _read_openings
-    ),
+    _Kind("prism-alignment/opening_prompt_cluster_df_original.csv", "opening_prompt_cluster", PRISM, _read_openings),
     _Kind(f"../mirrorbench/mirrorbench/{STAND_IN}", STAND_IN.partition(".")[0], PRISM, _read_chats),
 )

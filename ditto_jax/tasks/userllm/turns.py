@@ -58,7 +58,7 @@ def csqa_turn(question: str, options: tuple[str, ...], *, source: str, group: st
     """Returns the turn after a user listed choices and the assistant, unsure, asked the user to decide."""
     return UserTurn(
         subtask=CSQA,
-        intent=f"learn the answer to a question that you cannot answer yourself: {question}",
+        intent=f"the answer to a question that you cannot answer yourself: {question}",
         history=chat_text(((USER, f"{question} Is it {_either(options)}?"), (AI, _UNSURE))),
         source=source,
         group=group,
@@ -71,7 +71,7 @@ def nq_turn(question: str, suggestion: str, *, source: str, group: str) -> UserT
     """Returns the turn after the assistant, unsure, offered to answer another question instead."""
     return UserTurn(
         subtask=NQ,
-        intent=f"find out: {question}",
+        intent=f"the answer to this question: {question}",
         history=chat_text(((USER, question), (AI, _OFFER.format(suggestion=suggestion)))),
         source=source,
         group=group,
