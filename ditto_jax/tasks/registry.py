@@ -31,6 +31,7 @@ _BUILT_IN: Mapping[str, str] = {
     "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
     "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
     "userllm": "ditto_jax.tasks.userllm.task:UserLLM",
+    "twinvoice": "ditto_jax.tasks.twinvoice.task:TwinVoice",
 }
 
 

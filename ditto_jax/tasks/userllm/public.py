@@ -19,7 +19,7 @@ from typing import Any
 
 from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
-from ditto_jax.tasks.fields import Fields
+from ditto_jax.tasks.fields import Fields, fields_of
 from ditto_jax.tasks.rows import RowReport, json_lines, read_rows
 from ditto_jax.tasks.splits import group_name, of_split, split_of
 from ditto_jax.tasks.userllm.measures import content_words
@@ -75,7 +75,7 @@ def _files(path: Path) -> list[tuple[Path, _Kind]]:
 
 def _read_csqa(file: Path, report: RowReport) -> list[Example]:
     def example(where: str, value: Any) -> Example:
-        row = _fields(file, where, value)
+        row = fields_of(file, where, value)
         question = row.text("question")
         options = row.part("choices").texts("text")
         if len(options) < 3 or not all(options):
@@ -96,7 +96,7 @@ def _read_nq(file: Path, report: RowReport) -> list[Example]:
         related |= related_questions(questions)
 
     def example(where: str, value: Any) -> Example:
-        question = _as_question(_fields(file, where, value).text("question"))
+        question = _as_question(fields_of(file, where, value).text("question"))
         if question not in related:
             rule = "must stand beside another question of its split, for the assistant to offer"
             raise DataError(f"{file}: {where}: question={question!r}: {rule}")
@@ -124,7 +124,7 @@ def related_questions(questions: Sequence[str]) -> dict[str, str]:
 
 def _read_openings(file: Path, report: RowReport) -> list[Example]:
     def example(where: str, value: Any) -> Example:
-        row = _fields(file, where, value)
+        row = fields_of(file, where, value)
         wish = row.text("prompt")
         turn = UserTurn(
             subtask=PRISM,
@@ -154,7 +154,7 @@ def _opening_rows(file: Path, report: RowReport) -> Rows:
 
 def _read_chats(file: Path, report: RowReport) -> list[Example]:
     def example(where: str, value: Any) -> Example:
-        row = _fields(file, where, value)
+        row = fields_of(file, where, value)
         conversation, place = row.text("conversation_id"), row.integer("place")
         chat = [(_SPEAKERS[t.one_of("role", tuple(_SPEAKERS))], t.text("content")) for t in row.records("turns")]
         is_last = place == len(chat) > 0
@@ -184,12 +184,6 @@ def _user_places(lines: Rows) -> Rows:
             places.append(len(roles))
         for place in places or [0]:  # a malformed chat goes on as one row, for the reader to refuse
             yield f"{where}: turn {place}", {**value, "place": place} if isinstance(value, Mapping) else value
-
-
-def _fields(file: Path, where: str, value: Any) -> Fields:
-    if not isinstance(value, Mapping):
-        raise DataError(f"{file}: {where}: must be an object with named fields")
-    return Fields(file, where, value)
 
 
 def _has_question(value: Any) -> bool:
