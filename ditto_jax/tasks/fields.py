@@ -130,3 +130,10 @@ class Fields:
 
 def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def fields_of(file: Path, where: str, value: object) -> Fields:
+    """Returns a parsed row as Fields. Raises DataError if it is no object with named fields."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"{file}: {where}: must be an object with named fields")
+    return Fields(file, where, value)

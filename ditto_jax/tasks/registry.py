@@ -33,6 +33,8 @@ _BUILT_IN: Mapping[str, str] = {
     "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
     "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
     "coser": "ditto_jax.tasks.coser.task:CoSER",
+    "userllm": "ditto_jax.tasks.userllm.task:UserLLM",
+    "twinvoice": "ditto_jax.tasks.twinvoice.task:TwinVoice",
 }
 
 

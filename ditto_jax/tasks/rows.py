@@ -2,18 +2,20 @@
 
 In: (place, row) pairs and the function that turns a row into an example. Out: examples in file order, and the
 account. By default a malformed row ends the reading with its DataError; a tolerant report counts it and goes on. Knows
-no file format.
+no format but lines of JSON.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError
+from ditto_jax.tasks.data_files import read_text
 from ditto_jax.types import Example
 
 _SHOWN = 5
@@ -76,3 +78,15 @@ def read_rows(
         reasons = [f"left out: {why}" for why in report.left_out] + [f"refused: {why}" for why in report.refused[:1]]
         raise DataError(f"{file}: holds no row that the task can use{'; '.join(['', *reasons])}")
     return list(examples.values())
+
+
+def json_lines(file: Path, report: RowReport) -> Iterator[tuple[str, Any]]:
+    """Yields (place, value) for every line of a JSONL file, plain or gzipped; lines that are no JSON are refused."""
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report.found += 1
+            report.refuse(DataError(f"{file}: line {number}: not valid JSON ({type(error).__name__})"))

@@ -7,15 +7,14 @@ that the benchmark tests on.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
+from ditto_jax.tasks.data_files import find_file, plain_or_gz
 from ditto_jax.tasks.fields import Fields
-from ditto_jax.tasks.rows import RowReport, read_rows
+from ditto_jax.tasks.rows import RowReport, json_lines, read_rows
 from ditto_jax.types import Example
 
 NAMES = ("chatbot_arena", "clariq", "oasst1", "qulac")
@@ -37,7 +36,7 @@ def read_mirrorbench(path: Path, split: str, report: RowReport) -> list[Example]
             conversation = Fields(file, where, row).text("conversation_id")
             return mirror_example(file, where, f"mirrorbench-{conversation}", row)
 
-        examples += read_rows(file, _lines(file, report), example, report)
+        examples += read_rows(file, json_lines(file, report), example, report)
     return examples
 
 
@@ -68,14 +67,3 @@ def _files(path: Path) -> list[Path]:
     if not found:
         raise MissingInputError(f"{path}: the folder holds no MirrorBench file (looked for {NAMES[0]}_mirror.jsonl …)")
     return found
-
-
-def _lines(file: Path, report: RowReport) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            report.found += 1
-            report.refuse(DataError(f"{file}: line {number}: not valid JSON ({type(error).__name__})"))

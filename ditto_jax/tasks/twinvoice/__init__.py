@@ -1,0 +1,1 @@
+"""The task `twinvoice`: which of four replies a given person wrote, known by what the person wrote before."""
