@@ -32,6 +32,7 @@ _BUILT_IN: Mapping[str, str] = {
     "lifechoices": "ditto_jax.tasks.lifechoices.task:LifeChoices",
     "mistakes": "ditto_jax.tasks.mistakes.task:Mistakes",
     "mirrorbench": "ditto_jax.tasks.mirrorbench.task:MirrorBench",
+    "sotopia": "ditto_jax.tasks.sotopia.task:Sotopia",
 }
 
 
