@@ -44,6 +44,8 @@ _LEVELS = (
 )
 _FOR_JUDGE = re.compile(r'<p viewer="environment">(.*?)</p>', re.DOTALL)
 _TAG = re.compile(r"</?(?:extra_info|strategy_hint|clarification_hint|p)\b[^<>]*>")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_HIDES = re.compile(r"secret|hidden|unbeknown|unaware|unknowing|not aware|has no clue", re.IGNORECASE)
 _ID = re.compile(r'"([^"\s]+)"')
 
 
@@ -110,14 +112,15 @@ def _meeting(row: Fields, position: str, library: _Library, source: str) -> Exam
         sides.append(_side(person, without_tags(goal)))
     if sides[0].name == sides[1].name:
         raise row.error("agent_ids", "must name two people of different names")
+    relationship, kept = _relationship(level, library.pairs.get(frozenset(agents)))
     payload = scene_payload(
         without_tags(_FOR_JUDGE.sub("", scenario)),
-        _relationship(level, library.pairs.get(frozenset(agents))),
+        relationship,
         (sides[0], sides[1]),
         position,
         source,
         group=scenario,
-        note=without_tags(" ".join(_FOR_JUDGE.findall(scenario))),
+        note=without_tags(" ".join((*_FOR_JUDGE.findall(scenario), kept))),
         hard=None if library.hard is None else env_id in library.hard,
     )
     return Example(task="sotopia", id=f"sotopia-{identity}-{position}", payload=payload, gold="")
@@ -136,11 +139,17 @@ def _side(person: Fields, goal: str) -> Side:
     return Side(name, " ".join(part for part in parts if part), goal, secret)
 
 
-def _relationship(level: int, pair: Fields | None) -> str:
-    """The level that the environment asks for, with the story of the pair if that is of the same level."""
+def _relationship(level: int, pair: Fields | None) -> tuple[str, str]:
+    """The level that the environment asks for, with the story of the pair if that is of the same level.
+
+    Stories often name what the two hide from each other; such sentences come second, and no player reads them.
+    """
     if pair is None or pair.integer("relationship") != level:
-        return _LEVELS[level]
-    return f"{_LEVELS[level]}. {pair.text('background_story', default='')}".strip()
+        return _LEVELS[level], ""
+    sentences = _SENTENCE.split(pair.text("background_story", default=""))
+    told = [sentence for sentence in sentences if not _HIDES.search(sentence)]
+    kept = [sentence for sentence in sentences if _HIDES.search(sentence)]
+    return f"{_LEVELS[level]}. {' '.join(told)}".strip(), " ".join(kept)
 
 
 def without_tags(text: str) -> str:

@@ -112,7 +112,7 @@ def judge_request(scene: Scene, dialogue: str, version: str) -> JudgeRequest:
     """Returns the question for the seven scores of the side that looks at the scene."""
     own, other = scene.own, scene.other
     parts = [f"Scene: {scene.scenario}", f"How they stand to each other: {scene.relationship}"]
-    parts += [f"Known to nobody in the scene: {scene.note}"] if scene.note else []
+    parts += [f"Told to neither of them: {scene.note}"] if scene.note else []
     parts += [f"{side.name}: {side.background}\nGoal of {side.name}: {side.goal}" for side in (own, other)]
     parts += [f"The conversation:\n{fence(dialogue)}", f"Assess {own.name}, and nobody else."]
     system = _JUDGE.format(rubric=RUBRIC.instructions, note=FENCE_NOTE)
