@@ -75,8 +75,8 @@ class Scheduling(StandIn):
 
     def answer(self, scene: Scene, said: str, spoken: int, rng: random.Random) -> Action:
         free = scene.own.facts["free"]
-        named = [time.title() for time in _NAMED.findall(said)]
-        wanted = next((slot for slot in free if slot.title() in named), None)
+        named = [time.capitalize() for time in _NAMED.findall(said)]
+        wanted = next((slot for slot in free if slot in named), None)
         if wanted is not None:
             return Action(ACT, f"write {wanted} into the calendar")
         proposal = free[spoken % len(free)]

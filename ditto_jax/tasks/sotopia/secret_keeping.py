@@ -78,7 +78,7 @@ class SecretKeeping(StandIn):
         betrayed = says_any(by(turns, scene.own.name), scene.own.facts["words"])
         return {
             "knowledge": 10.0 * learned,
-            "secret": -10.0 * betrayed,
+            "secret": -10.0 if betrayed else 0.0,
             "goal": (_BETRAYED if betrayed else _KEPT) * learned,
         }
 
