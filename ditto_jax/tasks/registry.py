@@ -35,6 +35,7 @@ _BUILT_IN: Mapping[str, str] = {
     "coser": "ditto_jax.tasks.coser.task:CoSER",
     "userllm": "ditto_jax.tasks.userllm.task:UserLLM",
     "twinvoice": "ditto_jax.tasks.twinvoice.task:TwinVoice",
+    "sotopia": "ditto_jax.tasks.sotopia.task:Sotopia",
 }
 
 
