@@ -214,15 +214,12 @@ def _contents(
     It is decided for all rows together, for one long tail makes every tail as wide.
     """
     prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
-    longest = max(len(request.ids) for request in requests)
-    # A row without neighbours needs no prefix apart: its attention then reads one array of keys and not two.
-    lone = rows_per_slot == 1 and longest <= shapes.tail[-1]
-    limit = 0 if lone else _prefix_limit(requests, groups, prefixes, shapes)
+    limit = _prefix_limit(requests, groups, prefixes, shapes)
     afresh, continued = [], []
     for group, members in groups.items():
         sequences = [requests[i].ids for i in members]
         shared, place = min(prefixes[group], limit), None
-        known = _known(kept, group, sequences, prefixes[group] if lone else shared, shapes)
+        known = _known(kept, group, sequences, shared, shapes)
         if known is not None:
             shared, place = known, kept[group].slot
         plain = [

@@ -51,23 +51,18 @@ class _Partial(NamedTuple):
     total: jax.Array
 
 
-def _over(q: jax.Array, source: KeyValues, mask: jax.Array, keys_first: bool) -> _Partial:
-    """q: [rows, K, Q, D] scaled; mask: bool broadcastable to [rows, K, Q, S].
-
-    keys_first: scores are laid out [.., S, Q]. The same numbers; on CPU many keys times few queries is a fast product
-    and few queries times many keys is not.
-    """
-    layout, axis = ("bksq", -2) if keys_first else ("bkqs", -1)
+def _over(q: jax.Array, source: KeyValues, mask: jax.Array) -> _Partial:
+    """q: [rows, K, Q, D] scaled; mask: bool broadcastable to [rows, K, Q, S]."""
     (keys, key_scale), (values, value_scale) = (factors(each, q.dtype) for each in source)
-    scores = jnp.einsum(f"bkqd,bksd->{layout}", q, keys, preferred_element_type=jnp.float32)
-    scores = scores if key_scale is None else scores * key_scale.swapaxes(-1, axis)
-    scores = jnp.where(mask.swapaxes(-1, axis), scores, _MASKED)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, keys, preferred_element_type=jnp.float32)
+    scores = scores if key_scale is None else scores * key_scale
+    scores = jnp.where(mask, scores, _MASKED)
     # The peak cancels in the merged result, so no gradient needs to flow through it.
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=axis))
-    weights = jnp.exp(scores - jnp.expand_dims(peak, axis))
-    total = jnp.sum(weights, axis=axis)
-    weights = weights if value_scale is None else weights * value_scale.swapaxes(-1, axis)
-    out = jnp.einsum(f"{layout},bksd->bkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - peak[..., None])
+    total = jnp.sum(weights, axis=-1)
+    weights = weights if value_scale is None else weights * value_scale
+    out = jnp.einsum("bkqs,bksd->bkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Partial(out, peak, total)
 
 
@@ -98,14 +93,13 @@ def attend(
     grouped = (q * width**-0.5).reshape(batch, length, kv_heads, per_head, width).swapaxes(1, 2)
     if window is not None:
         own_mask = own_mask & _within(window.query, window.own, window.size)
-    one_token = length == 1
-    part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head), one_token)
+    part = _over(grouped.reshape(batch, kv_heads, -1, width), own, _per_query(own_mask, per_head))
     if prefix is not None and prefix_valid is not None:
         groups = prefix.k.shape[0]
         prefix_mask = _prefix_mask(prefix_valid, window)
         per_query = prefix_mask.shape[1] > 1
         prefix_mask = _per_query(prefix_mask, per_head) if per_query else prefix_mask[:, None]
-        shared = _over(_fold(grouped, groups), prefix, prefix_mask, one_token)
+        shared = _over(_fold(grouped, groups), prefix, prefix_mask)
         part = _merge(part, _Partial(*(_unfold(x, batch) for x in shared)))
     out = (part.out / part.total[..., None]).reshape(batch, kv_heads, length, per_head, width)
     return out.swapaxes(1, 2).reshape(batch, length, heads, width).astype(q.dtype)

@@ -6,9 +6,6 @@ and are cast to the compute dtype at use. Nothing here knows about caches or mas
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,10 +14,6 @@ from jax.ad_checkpoint import checkpoint_name
 from model.config import ModelConfig
 from model.partition import rank_first
 from model.quantization import dequantize, int8_product
-
-# Projections of one input, which decoding may run as one product.
-QKV = ("q", "k", "v")
-GATE_UP = ("gate", "up")
 
 
 class RMSNorm(nn.Module):
@@ -73,25 +66,6 @@ class Projection(nn.Module):
         return out + bias.astype(x.dtype)
 
 
-def project(
-    module: nn.Module, config: ModelConfig, x: jax.Array, widths: dict[str, int], bias: bool
-) -> list[jax.Array]:
-    """Returns one projection of x for every name, inside `module`.
-
-    Where its parameters hold the kernels side by side under one name (`joined`), that is a single product.
-    """
-    name = joined(widths)
-    if module.has_variable("params", name):
-        together = Projection(config, sum(widths.values()), bias=bias, name=name)(x)
-        return jnp.split(together, list(itertools.accumulate(widths.values()))[:-1], axis=-1)
-    return [Projection(config, width, bias=bias, name=name)(x) for name, width in widths.items()]
-
-
-def joined(names: Iterable[str]) -> str:
-    """Returns the name of kernels that lie side by side."""
-    return "_".join(names)
-
-
 class Embedding(nn.Module):
     """Token ids int[...] → rows [..., hidden] of the table in the compute dtype; the table may be int8 codes."""
 
@@ -123,7 +97,8 @@ class SwiGLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, bias = self.config.intermediate_size, self.config.mlp_bias
-        gate, up = project(self, self.config, x, dict.fromkeys(GATE_UP, width), bias)
+        gate = Projection(self.config, width, bias=bias, name="gate")(x)
+        up = Projection(self.config, width, bias=bias, name="up")(x)
         gate, up = (checkpoint_name(x, "mlp_in") for x in (gate, up))
         gain = residual_gain(self.config)
         return Projection(self.config, x.shape[-1], gain, bias, name="down")(nn.silu(gate) * up)

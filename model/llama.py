@@ -20,19 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.config import ModelConfig
-from model.layers import (
-    GATE_UP,
-    QKV,
-    Embedding,
-    Projection,
-    RMSNorm,
-    SwiGLU,
-    joined,
-    project,
-    residual_gain,
-    rotary_tables,
-    rotate,
-)
+from model.layers import Embedding, Projection, RMSNorm, SwiGLU, residual_gain, rotary_tables, rotate
 from model.partition import before_its_split, in_stored_order, split_logits
 from model.quantization import contract, int8_product, is_quantized
 from model.remat import Remat, kept_by
@@ -132,12 +120,13 @@ class Attention(nn.Module):
     def __call__(self, x, rope, positions, own_mask, prefix, prefix_valid, cache, layer: _Layer, column):
         c = self.config
         batch, length, _ = x.shape
-        heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
-        widths = {name: count * c.head_dim for name, count in zip(QKV, heads, strict=True)}
-        flat = project(self, c, x, widths, c.qkv_bias)
-        if cache is not None:
-            flat = map(before_its_split, flat)
-        q, k, v = (each.reshape(batch, length, -1, c.head_dim) for each in flat)
+
+        def heads(name: str, count: int) -> jax.Array:
+            flat = Projection(c, count * c.head_dim, bias=c.qkv_bias, name=name)(x)
+            flat = flat if cache is None else before_its_split(flat)
+            return flat.reshape(batch, length, count, c.head_dim)
+
+        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
         if c.qk_norm:
             q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
         if layer.rotated is not None:
@@ -247,22 +236,11 @@ def _layer_name(number: int) -> str:
 
 @functools.partial(jax.jit, static_argnames="config")
 def unstack(params: Params, config: ModelConfig) -> Params:
-    """Returns the parameters with an own tree for every layer, for decoding where slicing a stack means copying it.
-
-    Projections of one input lie side by side in it, unless they carry adapters.
-    """
-    stacked = {**params["layers"]}
-    stacked["attn"], stacked["mlp"] = _side_by_side(stacked["attn"], QKV), _side_by_side(stacked["mlp"], GATE_UP)
-    layers = {_layer_name(n): jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(config.num_layers)}
+    """Returns the parameters with an own tree for every layer, for decoding where slicing a stack means copying it."""
+    layers = {
+        _layer_name(n): jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"]) for n in range(config.num_layers)
+    }
     return {**{name: leaf for name, leaf in params.items() if name != "layers"}, **layers}
-
-
-def _side_by_side(tree: Params, names: tuple[str, ...]) -> Params:
-    parts = [tree[name] for name in names]
-    if any("lora_a" in part for part in parts):
-        return tree
-    together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *parts)
-    return {**{name: leaf for name, leaf in tree.items() if name not in names}, joined(names): together}
 
 
 def is_unstacked(params: Params) -> bool:
