@@ -26,13 +26,15 @@ AttentionKernel = Literal["auto", "reference", "cudnn", "splash"]
 class SourceConfig:
     """Where a task's examples come from (see `ditto_jax.tasks.base.Source`).
 
-    path may hold environment variables, for example $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it)
-    is absent, the entry is skipped and listed instead of ending the run. bad_rows, overlong: whether a malformed row,
-    or one whose prompt does not fit the configured shapes, ends the run or is left out and counted.
+    kind "auto" takes the public files, then the released rows at `path` (default $SOUL_DATA_DIR/<task>), then what the
+    task generates: the first that is there and has the split. path may hold environment variables, for example
+    $SOUL_DATA_DIR/hitom. optional: if the path (or a variable in it) is absent, or no prompt fits (overlong=skip), the
+    entry is skipped and listed instead of ending the run. bad_rows, overlong: whether a malformed row, or one whose
+    prompt does not fit the configured shapes, ends the run or is left out and counted.
     train_on_evaluation_data: train on a source although its owners want it for evaluation only.
     """
 
-    kind: Literal["generated", "files", "parquet"] = "generated"
+    kind: Literal["generated", "files", "parquet", "auto"] = "generated"
     path: str | None = None
     split: Literal["train", "validation", "test"] = "train"
     limit: int | None = None
@@ -43,10 +45,10 @@ class SourceConfig:
     train_on_evaluation_data: bool = False
 
     def __post_init__(self):
-        if self.kind != "generated" and not self.path:
+        if self.kind in ("files", "parquet") and not self.path:
             raise ConfigError(f"source.kind={self.kind}: set source.path to the file or folder to read")
-        if self.kind == "generated" and self.limit is None:
-            raise ConfigError("source.kind=generated: set source.limit, the number of examples to generate")
+        if self.kind in ("generated", "auto") and self.limit is None:
+            raise ConfigError(f"source.kind={self.kind}: set source.limit, the number of examples to generate")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"source.limit={self.limit}: must be at least 1")
 

@@ -140,6 +140,7 @@ def _record(
         "judge": judge.judge_of(loaded.task) if isinstance(judge, JudgeDesk) else judge.identity,
         "scored_by": sorted({r.verdict.judge for r in rollouts if r.verdict.score is not None}),
         "partners": {role: who for r in rollouts for role, who in r.partners.items()},
+        "source": _source(loaded),
         "rows": {**loaded.rows.as_dict(), "used": len(loaded.examples)},
         "outcomes": {k.removeprefix("judge/"): v for k, v in outcome_counts(rollouts).items() if "score" in k},
         "step": step,
@@ -147,6 +148,14 @@ def _record(
         "mean_completion_tokens": sum(lengths) / max(1, len(lengths)),
         "breakdown": {name: _values(values, config) for name, values in sorted(groups.items())},
     }
+
+
+def _source(loaded: LoadedTask) -> dict[str, Any] | None:
+    """Which source the rows are of; None for a task that was loaded without settings."""
+    if loaded.config is None:
+        return None
+    source = loaded.config.source
+    return {"kind": source.kind, "path": source.path, "split": source.split}
 
 
 def _metrics(loaded: LoadedTask, rollouts: Sequence[Rollout], config: EvalConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError, DittoError, GateFailed, RunDirectoryError
 from ditto_jax.evaluate import evaluate_task, read_evaluations, write_evaluation
+from ditto_jax.evaluation_table import TABLE, plain_lines, write_table
 from ditto_jax.progress import TrainProgress
 from ditto_jax.prompts import LoadedTask
 from ditto_jax.report import write_report
@@ -71,8 +72,8 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
         found, step = trained_params(config.model_name_or_path, weights, trained)
     params = weights.for_sampling(found)
     with TrainProgress() as progress, asyncio.Runner() as runner:
-        for label in parts.skipped:
-            progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
+        for label, why in parts.skipped.items():
+            progress.note(f"{label} skipped: {why}")
         try:
             runner.run(parts.check())
             run, _ = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
@@ -84,6 +85,10 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
         run.set_status("finished", step, GateFailed.exit_code if failures else 0, "; ".join(failures))
         report = write_report([run.path])
         progress.summary(read_evaluations(run))
+        rows = write_table(run, records, parts.skipped)
+        for line in plain_lines(rows):
+            progress.note(line)
+        progress.note(f"table: {run.path / TABLE}.md")
         progress.note(f"report: {report}")
     if failures:
         raise GateFailed("; ".join(failures))

@@ -245,8 +245,8 @@ def train(config: RunConfig, command: list[str]) -> Path:
     stream = require_training_room(config, parts, stream)
     trainer = Trainer(config, parts, stream)
     with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
-        for label in (*absent, *parts.skipped):
-            progress.note(f"{label} skipped: its data is absent (set SOUL_DATA_DIR)")
+        for label, why in (*absent.items(), *parts.skipped.items()):
+            progress.note(f"{label} skipped: {why}")
         try:
             runner.run(parts.check())
             run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from ditto_jax.config import GateConfig, TaskConfig
+from ditto_jax.config import GateConfig, SourceConfig, TaskConfig
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.keys import derive
 from ditto_jax.tasks.base import Source, Task
@@ -64,33 +65,62 @@ class Prompt:
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
 
 
-def load_task(config: TaskConfig, training: bool = False) -> LoadedTask | None:
-    """Returns the task with its examples, or None if its source is optional and absent.
+def load_task(config: TaskConfig, training: bool = False) -> LoadedTask:
+    """Returns the task with its examples; its config names the source that was taken, also where it said "auto".
 
     training: whether it will be trained on; sources that are for evaluation only then need a setting that says so.
-    Raises MissingInputError for an absent source that is not optional, DataError if it holds no example.
+    Raises MissingInputError for an absent source, DataError if it holds no example.
     """
     task = get_task(config.name, config.options)
-    source = config.source
+    if config.source.kind != "auto":
+        return _load_from(config.source, config, task, training)
+    absent = []
+    for source in _found_by_itself(config, task, training):
+        try:
+            return _load_from(source, config, task, training)
+        except MissingInputError as error:
+            absent.append(str(error))
+    generator = "" if "generated" in task.sources else f"task {task.name!r} has no generator"
+    raise MissingInputError("; ".join(filter(None, dict.fromkeys([*absent, generator]))))
+
+
+def _found_by_itself(config: TaskConfig, task: Task[Any], training: bool) -> list[SourceConfig]:
+    """The sources that "auto" tries in turn: those of the task that have the split and may be used for this."""
+    kinds = [kind for kind in ("files", "parquet", "generated") if config.source.split in task.sources.get(kind, ())]
+    if not task.sources:  # a task of one's own that does not tell kinds apart
+        kinds = ["generated"]
+    if not kinds:
+        raise ConfigError(
+            f"tasks.{config.known_as}.source.split={config.source.split}: the task has no source with this split"
+        )
+    path = config.source.path or f"$SOUL_DATA_DIR/{task.name}"
+    paths = {"generated": None}
+    found = [dataclasses.replace(config.source, kind=kind, path=paths.get(kind, path)) for kind in kinds]
+    return [one for one in found if not (training and _reserved(one, task))]
+
+
+def _reserved(source: SourceConfig, task: Task[Any]) -> str:
+    """Why a source is for evaluation only, or "" if it is not or the settings say to train on it all the same."""
+    path = None if source.path is None else Path(os.path.expandvars(source.path))
+    reason = task.evaluation_only(Source(source.kind, path, source.split, source.limit, source.seed))
+    return "" if source.train_on_evaluation_data else reason
+
+
+def _load_from(source: SourceConfig, config: TaskConfig, task: Task[Any], training: bool) -> LoadedTask:
     rows = RowReport(skip_bad=source.bad_rows == "skip")
-    try:
-        path = _expand(source.path, f"tasks.{config.known_as}.source.path")
-        wanted = Source(source.kind, path, source.split, source.limit, source.seed, rows)
-        reason = task.evaluation_only(wanted)
-        if training and reason and not source.train_on_evaluation_data:
-            raise ConfigError(
-                f"tasks.{config.known_as}.source: {reason}; train on another source, or set "
-                "source.train_on_evaluation_data to true and say so beside every figure"
-            )
-        examples = task.load(wanted)
-    except MissingInputError:
-        if source.optional:
-            return None
-        raise
+    path = _expand(source.path, f"tasks.{config.known_as}.source.path")
+    reason = _reserved(source, task) if training else ""
+    if reason:
+        raise ConfigError(
+            f"tasks.{config.known_as}.source: {reason}; train on another source, or set "
+            "source.train_on_evaluation_data to true and say so beside every figure"
+        )
+    examples = task.load(Source(source.kind, path, source.split, source.limit, source.seed, rows))
     if not examples:
         raise DataError(
             f"tasks.{config.known_as}.source: {source.path or source.kind} holds no example for {source.split}"
         )
+    config = dataclasses.replace(config, source=source)
     return LoadedTask(config.known_as, config.weight, task, examples, config, rows)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -22,7 +22,7 @@ from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.prompt_lengths import require_room, room_of, with_room
+from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
 from ditto_jax.prompts import LoadedTask, PromptStream, load_task
 from ditto_jax.tasks.splits import require_disjoint
 from model.partition import make_mesh
@@ -34,7 +34,7 @@ _WHERE_DATA = "fetch it and set source.path (or the variable in it, such as SOUL
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run works with. `skipped` lists evaluation tasks whose optional data is absent."""
+    """What a run works with. `skipped`: optional tasks of the evaluation that cannot be measured, and why."""
 
     mesh: Mesh
     policy: Policy
@@ -43,7 +43,7 @@ class Parts:
     judges: Judges
     partners: Partners
     evaluation: tuple[LoadedTask, ...]
-    skipped: tuple[str, ...]
+    skipped: Mapping[str, str]
 
     async def check(self) -> None:
         """Raises JudgeUnavailableError if judge or partners cannot be asked."""
@@ -69,16 +69,17 @@ def mesh_of(config: MeshConfig) -> Mesh:
         raise ConfigError(str(error)) from None
 
 
-def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[tuple[LoadedTask, ...], tuple[str, ...]]:
-    """Returns (loaded tasks, labels of optional tasks whose data is absent)."""
-    loaded, skipped = [], []
+def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[tuple[LoadedTask, ...], dict[str, str]]:
+    """Returns (loaded tasks, label → why for optional tasks whose data is absent)."""
+    loaded, skipped = [], {}
     for config in configs:
-        task = load_task(config, training)
-        if task is None:
-            skipped.append(config.known_as)
-        else:
-            loaded.append(task)
-    return tuple(loaded), tuple(skipped)
+        try:
+            loaded.append(load_task(config, training))
+        except MissingInputError as error:
+            if not config.source.optional:
+                raise
+            skipped[config.known_as] = f"its data is absent: {error}"
+    return tuple(loaded), skipped
 
 
 def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
@@ -109,14 +110,18 @@ def check_held_out(train: Sequence[LoadedTask], held_out: Sequence[LoadedTask]) 
             require_disjoint(trained.groups, tested.groups, f"tasks.{trained.label} and evaluation.{tested.label}")
 
 
-def training_stream(config: RunConfig) -> tuple[PromptStream, tuple[str, ...]]:
-    """Returns (the prompts to train on, labels of optional tasks whose data is absent)."""
+def training_stream(config: RunConfig) -> tuple[PromptStream, dict[str, str]]:
+    """Returns (the prompts to train on, label → why for optional tasks whose data is absent)."""
     if not config.tasks:
         raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
     loaded, skipped = load_tasks(config.tasks, training=True)
     if not loaded:
-        raise MissingInputError(f"tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
+        raise MissingInputError(f"tasks: {_listed(skipped)}; {_WHERE_DATA}")
     return PromptStream(loaded, config.seed), skipped
+
+
+def _listed(skipped: Mapping[str, str]) -> str:
+    return "; ".join(f"{label}: {why}" for label, why in skipped.items())
 
 
 def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
@@ -127,7 +132,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
     mesh = mesh_of(config.mesh)
     evaluation, skipped = load_tasks(config.evaluation.tasks)
     if config.evaluation.tasks and not evaluation:
-        raise MissingInputError(f"evaluation.tasks: the data of {', '.join(skipped)} is absent; {_WHERE_DATA}")
+        raise MissingInputError(f"evaluation.tasks: {_listed(skipped)}; {_WHERE_DATA}")
     if not config.evaluation.allow_overlap:
         check_held_out(training, evaluation)
     policy = load_policy(
@@ -158,10 +163,27 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         partners,
     )
     room = room_of(engine)
-    evaluation = tuple(with_room(task, policy.chat_format, room) for task in evaluation)
+    evaluation, too_long = _with_room(evaluation, policy, room)
+    if config.evaluation.tasks and not evaluation:
+        raise ConfigError(f"evaluation.tasks: {_listed(skipped | too_long)}")
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
-    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped)
+    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped | too_long)
+
+
+def _with_room(
+    tasks: Sequence[LoadedTask], policy: Policy, room: Room
+) -> tuple[tuple[LoadedTask, ...], dict[str, str]]:
+    """(tasks with the prompts that fit, label → why for optional ones of which none does)."""
+    kept, without = [], {}
+    for task in tasks:
+        try:
+            kept.append(with_room(task, policy.chat_format, room))
+        except ConfigError as error:
+            if task.config is None or not task.config.source.optional:
+                raise
+            without[task.label] = f"no prompt fits: {error}"
+    return tuple(kept), without
 
 
 def require_training_room(config: RunConfig, parts: Parts, stream: PromptStream) -> PromptStream:

@@ -45,6 +45,8 @@ VERBS = {
 _EXAMPLES = """\
   ditto-jax train --config configs/quickstart.yaml
   ditto-jax train --config quickstart.yaml --optimizer.learning_rate 1.0e-4 --run_name faster --print_config
+  ditto-jax eval --tasks all --limit 5
+  ditto-jax eval --task path.py:MyTask --model_name_or_path FOLDER
   ditto-jax eval --config quickstart.yaml --model_name_or_path tiny-tom --fail_under 0.3
   ditto-jax sample --model_name_or_path FOLDER --prompt "Once upon a time" --temperature 0
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090

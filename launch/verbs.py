@@ -14,6 +14,7 @@ import tyro
 
 from launch import environment
 from launch.flags import parse
+from launch.task_flags import TASK_FLAGS, spelled_out
 
 
 def train(args: list[str], command: list[str]) -> int:
@@ -21,7 +22,9 @@ def train(args: list[str], command: list[str]) -> int:
     environment.prepare_allocator()
     from ditto_jax.config import RunConfig
 
-    parsed = parse(RunConfig, args, "train", "Train a policy with verbal feedback. The same command continues a run.")
+    words = spelled_out(args, "train")
+    about = "Train a policy with verbal feedback. The same command continues a run."
+    parsed = parse(RunConfig, words, "train", about, TASK_FLAGS)
     environment.use_compile_cache()
     from ditto_jax.loop import train
 
@@ -37,9 +40,9 @@ def evaluate(args: list[str], command: list[str]) -> int:
     gate = Annotated[
         float | None, tyro.conf.arg(help="exit with 4 if the mean score of any evaluated label is below this")
     ]
-    parsed = parse(
-        RunConfig, args, "eval", "Measure a policy on the tasks of `evaluation.tasks`.", [("fail_under", gate, None)]
-    )
+    words = spelled_out(args, "eval")
+    about = "Measure a policy on the tasks of `evaluation.tasks`, or of --tasks and --task."
+    parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *TASK_FLAGS])
     environment.use_compile_cache()
     from ditto_jax.evaluation_run import run_evaluation
 

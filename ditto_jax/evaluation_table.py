@@ -1,0 +1,122 @@
+"""Evaluation records → one table for all tasks: where rows came from, what became of them, the score and who gave it.
+
+In: the records of one evaluation, and the tasks that could not be measured with the reason. Out: a row per task as
+plain values, and the same as Markdown and JSON in the run directory. Measures nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ditto_jax.run_dir import RunDirectory, write_atomically
+
+TABLE = "evaluation"  # name of the table's files, without .json and .md
+COLUMNS = ("task", "source", "rows", "outcomes", "score", "scored by", "partner")
+
+_TOO_LONG = "prompt too long"  # as `prompt_lengths.with_room` counts them
+
+
+def table_rows(records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Returns one JSON-able mapping per task; of a task that was not measured, only `task` and `not_measured`."""
+    return [*map(_row, records), *({"task": label, "not_measured": why} for label, why in skipped.items())]
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = dict(record["rows"]["left_out"])
+    return {
+        "task": record["label"],
+        "task_version": f"{record['task']}-{record['task_version']}",
+        "source": record["source"],
+        "found": record["rows"]["found"],
+        "used": record["rows"]["used"],
+        "refused": record["rows"]["refused"],
+        "refused_first": record["rows"]["refused_first"],
+        "too_long": left_out.pop(_TOO_LONG, 0),
+        "left_out": left_out,
+        "outcomes": {_outcome(name): count for name, count in record["outcomes"].items() if count},
+        "score": record["value"],
+        "interval": record["interval"],
+        "n": record["n"],
+        "scored_by": record["scored_by"],
+        "partners": record["partners"],
+    }
+
+
+def _outcome(name: str) -> str:
+    return name.removeprefix("score_").removesuffix("_count")
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the texts of a row, one for each of COLUMNS."""
+    if "not_measured" in row:
+        return (row["task"], "not measured", row["not_measured"], "", "", "", "")
+    partners = sorted(set(row["partners"].values()))
+    return (
+        row["task"],
+        _source(row["source"]),
+        _account(row),
+        ", ".join(f"{name} {count}" for name, count in row["outcomes"].items()) or "none",
+        _score(row),
+        ", ".join(row["scored_by"]) or "nobody",
+        ", ".join(partners) or "none",
+    )
+
+
+def _source(source: Mapping[str, Any] | None) -> str:
+    if source is None:
+        return "given"
+    named = {"generated": "generated", "files": "public files", "parquet": "released rows"}
+    return f"{named.get(source['kind'], source['kind'])}, {source['split']}"
+
+
+def _account(row: Mapping[str, Any]) -> str:
+    parts = [f"{row['used']} used of {row['found']}"]
+    if row["too_long"]:
+        parts.append(f"{row['too_long']} too long")
+    if row["refused"]:
+        parts.append(f"{row['refused']} refused, the first: {row['refused_first'][0]}")
+    return "; ".join([*parts, *(f"{count} left out: {why}" for why, count in row["left_out"].items())])
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    if row["score"] is None:
+        return "none"
+    interval = row["interval"]
+    around = "" if interval is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return f"{row['score']:.3f}{around}, n={row['n']}"
+
+
+def plain_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the table for a terminal of any width: two lines a task, score and outcomes first."""
+    width = max((len(row["task"]) for row in rows), default=0) + 2
+    lines = []
+    for row in rows:
+        if "not_measured" in row:
+            lines.append(f"{row['task']:<{width}}not measured: {row['not_measured']}")
+            continue
+        task, source, account, outcomes, score, judges, partners = cells(row)
+        lines.append(f"{task:<{width}}score {score}; outcomes: {outcomes}; {source}: {account}")
+        lines.append(f"{'':<{width}}scored by {judges}; partner: {partners}")
+    return lines
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table as Markdown, one line a task."""
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *map(cells, rows)]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def write_table(
+    run: RunDirectory, records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Writes evaluation.json and evaluation.md into the run directory; returns the rows."""
+    rows = table_rows(records, skipped)
+    write_atomically(run.path / f"{TABLE}.json", json.dumps(rows, indent=1) + "\n")
+    write_atomically(run.path / f"{TABLE}.md", as_markdown(rows))
+    return rows
