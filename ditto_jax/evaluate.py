@@ -151,11 +151,12 @@ def _record(
 
 
 def _source(loaded: LoadedTask) -> dict[str, Any] | None:
-    """Which source the rows are of; None for a task that was loaded without settings."""
+    """Which source the rows are of, and whether they stand in for real data; None for a task without settings."""
     if loaded.config is None:
         return None
     source = loaded.config.source
-    return {"kind": source.kind, "path": source.path, "split": source.split}
+    stand_in = source.kind == "generated" and len(loaded.task.sources) > 1
+    return {"kind": source.kind, "path": source.path, "split": source.split, "stand_in": stand_in}
 
 
 def _metrics(loaded: LoadedTask, rollouts: Sequence[Rollout], config: EvalConfig) -> dict[str, Any]:

@@ -67,12 +67,13 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _source(source: Mapping[str, Any] | None) -> str:
     if source is None:
         return "given"
-    named = {"generated": "generated", "files": "public files", "parquet": "released rows"}
-    return f"{named.get(source['kind'], source['kind'])}, {source['split']}"
+    if source["kind"] == "generated":
+        return f"generated{' stand-in' if source['stand_in'] else ''}, {source['split']}"
+    return f"{'public files' if source['kind'] == 'files' else 'released rows'}, {source['split']}"
 
 
 def _account(row: Mapping[str, Any]) -> str:
-    parts = [f"{row['used']} used of {row['found']}"]
+    parts = [f"{row['used']} used" + (f" of {row['found']}" if row["found"] else "")]
     if row["too_long"]:
         parts.append(f"{row['too_long']} too long")
     if row["refused"]:
