@@ -40,16 +40,16 @@ def spelled_out(args: Sequence[str], verb: str) -> list[str]:
     Raises ConfigError for names of no task, a limit that is no positive number, and tasks given in two ways.
     """
     named, rest = _read(args)
-    names = [*_split(named.tasks), *(named.task or [])]
+    names = [*_split(named.tasks), *named.task]
     if not names:
         if named.limit is not None:
             raise ConfigError(f"--limit {named.limit}: name the tasks that it is for, for example --tasks {ALL}")
-        return rest
+        return list(args)
     for name in names:
         task_type(name)
     configs = list(named.config)
     if not configs and verb == "eval":
-        configs = [_WHOLE if named.model_name_or_path else _SMALL]
+        configs = [_WHOLE if "model_name_or_path" in _flags(rest) else _SMALL]
     known = _layers(configs)
     lists = {"evaluation.tasks": _records(names, _listed(known.get("evaluation")), "test", named.limit)}
     if verb == "train":
@@ -64,21 +64,19 @@ def spelled_out(args: Sequence[str], verb: str) -> list[str]:
 
 
 def _read(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that name tasks, and all other words but --config. Lists of records are left as they are."""
+    """The flags that name tasks with --config, and all other words. Records under --tasks are no names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--task", action="append")
+    parser.add_argument("--task", action="append", default=[])
     parser.add_argument("--tasks")
     parser.add_argument("--limit", type=_limit)
     try:
         named, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error.argument_name}: {error.message}") from None
+        rule = "name a YAML file, for example --config configs/quickstart.yaml"
+        raise ConfigError(f"{error.argument_name}: {rule if 'config' in str(error) else error.message}") from None
     if named.tasks is not None and named.tasks.lstrip().startswith("["):
         rest, named.tasks = [*rest, "--tasks", named.tasks], None
-    if not (named.tasks or named.task):
-        rest = [*(word for name in named.config for word in ("--config", name)), *rest]
-    named.model_name_or_path = "model_name_or_path" in _flags(rest)
     return named, rest
 
 

@@ -30,7 +30,7 @@ from tests.tiny_run import file_task, files_of, run_config, status, story_task, 
 
 ITEMS = 8
 FIELDS = {
-    *("scored_by", "partners", "rows", "metrics"),
+    *("scored_by", "partners", "rows", "metrics", "source"),
     *("schema_version", "label", "task", "task_version", "metric", "value", "interval", "n", "trials", "temperature"),
     *("judge", "outcomes", "step", "truncated_fraction", "mean_completion_tokens", "breakdown"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from ditto_jax.config import SourceConfig, TaskConfig
 from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.prompts import LoadedTask, PromptStream, load_task
+from ditto_jax.setup import load_tasks
 from ditto_jax.tasks.registry import get_task
 from ditto_jax.types import Example
 
@@ -90,7 +92,7 @@ def test_a_mixture_of_nothing_is_refused():
 
 def test_generated_examples_are_loaded_with_the_label_and_weight_of_the_configuration():
     task = load_task(TaskConfig("hitom", weight=2.0, label="stories", source=SourceConfig(limit=3)))
-    assert task is not None and (task.label, task.weight, len(task.examples)) == ("stories", 2.0, 3)
+    assert (task.label, task.weight, len(task.examples)) == ("stories", 2.0, 3)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/hitom", "$NO_SUCH_VARIABLE/hitom"])
@@ -100,7 +102,32 @@ def test_absent_data_is_an_error_that_names_it_unless_it_is_optional(path, monke
     with pytest.raises(MissingInputError, match="nowhere|NO_SUCH_VARIABLE is not set"):
         load_task(TaskConfig("hitom", source=source))
     optional = SourceConfig(kind="files", path=path, split="test", optional=True)
-    assert load_task(TaskConfig("hitom", source=optional)) is None
+    tasks, skipped = load_tasks([TaskConfig("hitom", source=optional)])
+    assert not tasks and "its data is absent" in skipped["hitom"]
+
+
+def test_auto_takes_the_public_files_where_they_are_and_generates_else(monkeypatch, tmp_path: Path):
+    row = {"prompting_type": "CoTP", "deception": False, "story_length": 1, "question_order": 0, "sample_id": 0}
+    story = "1 Ann entered the den.\n2 The pear is in the box."
+    row |= {"story": story, "question": "Where is the pear?", "choices": "A. box, B. crate", "answer": "box"}
+    auto = TaskConfig("hitom", source=SourceConfig(kind="auto", split="test", limit=3))
+    monkeypatch.delenv("SOUL_DATA_DIR", raising=False)
+    made = load_task(auto)
+    assert made.config is not None and (made.config.source.kind, len(made.examples)) == ("generated", 3)
+    (tmp_path / "hitom").mkdir()
+    (tmp_path / "hitom" / "Hi-ToM_data.json").write_text(json.dumps({"data": [row]}))
+    monkeypatch.setenv("SOUL_DATA_DIR", str(tmp_path))
+    read = load_task(auto)
+    assert read.config is not None and (read.config.source.kind, read.rows.found) == ("files", 1)
+
+
+def test_auto_says_all_that_is_missing_and_trains_on_nothing_that_is_for_evaluation(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("SOUL_DATA_DIR", str(tmp_path))
+    source = SourceConfig(kind="auto", split="test", limit=3)
+    with pytest.raises(MissingInputError, match=r"lifechoices: no such file.*task 'lifechoices' has no generator"):
+        load_task(TaskConfig("lifechoices", source=source))
+    with pytest.raises(MissingInputError, match=r"evaluation alone.*fantom_v1|fantom.*for evaluation alone"):
+        load_task(TaskConfig("mirrorbench", source=source), training=True)
 
 
 def test_a_path_may_hold_an_environment_variable(monkeypatch, tmp_path: Path):

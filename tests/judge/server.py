@@ -87,6 +87,7 @@ class ScriptedServer:
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
                 behaviour = owner._begin(Received(self.path, dict(self.headers.items()), raw))
+                self.received_text = raw
                 try:
                     behaviour(self)
                 except OSError:  # the client gave up, as it should after its deadline
@@ -139,6 +140,34 @@ def says(content: str | None, finish_reason: str = "stop", refusal: str | None =
 def gives_feedback(words: str = WORDS) -> Behaviour:
     """Answers as a judge should."""
     return says(json.dumps({"feedback": words}))
+
+
+def obliges(handler: BaseHTTPRequestHandler) -> None:
+    """Plays judge, partner and writer of feedback: the least reply that the request's schema allows, else a phrase."""
+    request = json.loads(handler.received_text)  # type: ignore[attr-defined]
+    schema = request.get("response_format", {}).get("json_schema", {}).get("schema")
+    content = "Tell me more about it." if schema is None else json.dumps(_least(schema, schema.get("$defs", {})))
+    says(content)(handler)
+
+
+def _least(schema: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+    """The smallest value of a JSON schema, as pydantic writes them."""
+    if "$ref" in schema:
+        return _least(known[schema["$ref"].rpartition("/")[2]], known)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "const" in schema:
+        return schema["const"]
+    if "anyOf" in schema:
+        return _least(schema["anyOf"][0], known)
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: _least(part, known) for name, part in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [_least(schema["items"], known)] * schema.get("minItems", 0)
+    if kind in ("integer", "number"):
+        return schema.get("minimum", 0)
+    return {"boolean": False, "null": None}.get(str(kind), WORDS)
 
 
 def fails(status: int, message: str = "it failed", code: str = "", **headers: str) -> Behaviour:
