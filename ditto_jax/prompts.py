@@ -75,7 +75,10 @@ def load_task(config: TaskConfig, training: bool = False) -> LoadedTask:
     if config.source.kind != "auto":
         return _load_from(config.source, config, task, training)
     absent = []
-    for source in _found_by_itself(config, task, training):
+    for source in _found_by_itself(config, task):
+        if training and (reason := _reserved(source, task)):
+            absent.append(f"its {source.kind} are not for training: {reason}")
+            continue
         try:
             return _load_from(source, config, task, training)
         except MissingInputError as error:
@@ -84,8 +87,8 @@ def load_task(config: TaskConfig, training: bool = False) -> LoadedTask:
     raise MissingInputError("; ".join(filter(None, dict.fromkeys([*absent, generator]))))
 
 
-def _found_by_itself(config: TaskConfig, task: Task[Any], training: bool) -> list[SourceConfig]:
-    """The sources that "auto" tries in turn: those of the task that have the split and may be used for this."""
+def _found_by_itself(config: TaskConfig, task: Task[Any]) -> list[SourceConfig]:
+    """The sources that "auto" tries in turn: those of the task that have the split."""
     kinds = [kind for kind in ("files", "parquet", "generated") if config.source.split in task.sources.get(kind, ())]
     if not task.sources:  # a task of one's own that does not tell kinds apart
         kinds = ["generated"]
@@ -95,8 +98,7 @@ def _found_by_itself(config: TaskConfig, task: Task[Any], training: bool) -> lis
         )
     path = config.source.path or f"$SOUL_DATA_DIR/{task.name}"
     paths = {"generated": None}
-    found = [dataclasses.replace(config.source, kind=kind, path=paths.get(kind, path)) for kind in kinds]
-    return [one for one in found if not (training and _reserved(one, task))]
+    return [dataclasses.replace(config.source, kind=kind, path=paths.get(kind, path)) for kind in kinds]
 
 
 def _reserved(source: SourceConfig, task: Task[Any]) -> str:

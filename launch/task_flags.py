@@ -45,8 +45,6 @@ def spelled_out(args: Sequence[str], verb: str) -> list[str]:
         if named.limit is not None:
             raise ConfigError(f"--limit {named.limit}: name the tasks that it is for, for example --tasks {ALL}")
         return list(args)
-    for name in names:
-        task_type(name)
     configs = list(named.config)
     if not configs and verb == "eval":
         configs = [_WHOLE if "model_name_or_path" in _flags(rest) else _SMALL]
@@ -54,6 +52,8 @@ def spelled_out(args: Sequence[str], verb: str) -> list[str]:
     lists = {"evaluation.tasks": _records(names, _listed(known.get("evaluation")), "test", named.limit)}
     if verb == "train":
         lists["tasks"] = _records(names, _listed(known), "train", named.limit)
+    for record in lists["evaluation.tasks"]:
+        task_type(str(record.get("name")))
     given = _flags(rest) & set(lists)
     wanted = "tasks" if verb == "train" else "evaluation.tasks"
     if wanted in given:
