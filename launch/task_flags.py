@@ -75,7 +75,7 @@ def _read(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         rule = "name a YAML file, for example --config configs/quickstart.yaml"
         raise ConfigError(f"{error.argument_name}: {rule if 'config' in str(error) else error.message}") from None
-    if named.tasks is not None and named.tasks.lstrip().startswith("["):
+    if named.tasks is not None and named.tasks.lstrip().startswith(("[", "{")):
         rest, named.tasks = [*rest, "--tasks", named.tasks], None
     return named, rest
 

@@ -132,7 +132,7 @@ def test_lists_of_records_are_one_flag_that_takes_yaml(capsys):
         (["--rollout.num_generations", "1"], 2, ["rollout.num_generations=1", "set it to 8"]),
         (["--objective.name", "dito"], 2, ["objective.name='dito'", "'ditto'"]),
         (["--tasks", "[{nam: hitom}]"], 2, ["nam: unknown key", "'name'"]),
-        (["--tasks", "hitom"], 2, ["list of mappings"]),
+        (["--tasks", "{name: hitom}"], 2, ["list of mappings"]),
         (["--config", "absent.yaml"], 3, ["absent.yaml: no such file", "quickstart.yaml"]),
         (["--config"], 2, ["--config: name a YAML file"]),
         (["--model_name_or_path", "no/folder", "--tasks", "[{name: hitom}]"], 3, ["no/folder", "no such folder"]),
