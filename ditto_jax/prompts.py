@@ -63,6 +63,11 @@ class Prompt:
     example: Example
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
 
+    @property
+    def label(self) -> str:
+        """The label of its task in the mixture."""
+        return self.id.partition("/")[0]
+
 
 def load_task(config: TaskConfig, training: bool = False) -> LoadedTask | None:
     """Returns the task with its examples, or None if its source is optional and absent.
