@@ -83,10 +83,12 @@ class ScriptedServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             closing = owner.closing
+            received: Received  # the request that is being answered
 
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                behaviour = owner._begin(Received(self.path, dict(self.headers.items()), raw))
+                self.received = Received(self.path, dict(self.headers.items()), raw)
+                behaviour = owner._begin(self.received)
                 try:
                     behaviour(self)
                 except OSError:  # the client gave up, as it should after its deadline
