@@ -113,7 +113,7 @@ class Trainer:
         metrics = {
             "step": number,
             "sampled_tokens": sampled_tokens(rollouts),
-            **rollout_metrics(rollouts),
+            **rollout_metrics(rollouts, [prompt.label for prompt in prompts]),
             **advantages.metrics,
             **update_metrics,
             "train/real_token_fraction": packed.real_fraction,

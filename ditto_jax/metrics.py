@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ditto_jax.rollout import outcome_counts
+from ditto_jax.rollout import outcome_counts, refers_to_guidance, was_abandoned
 from ditto_jax.types import Rollout, RolloutRole
 
 
@@ -55,8 +55,11 @@ def sampled_tokens(rollouts: Sequence[Rollout]) -> int:
     return sum(int(t.loss_mask.sum()) for r in rollouts for t in r.transcripts.values())
 
 
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Returns rewards by role, the teacher-student gap, lengths and outcome counts of one step's rollouts."""
+def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[str, float]:
+    """Returns rewards by role and task, the teacher-student gap, lengths and outcome counts of one step's rollouts.
+
+    labels: of the tasks of the step's prompts, in their order; names metrics `rewards/<label>/…` and `tasks/<label>/…`.
+    """
     drafts, refined = _scores(rollouts, RolloutRole.DRAFT), _scores(rollouts, RolloutRole.REFINED)
     lengths = np.array([sampled_tokens([r]) for r in rollouts] or [0])
     drafted = [r for r in rollouts if r.role is RolloutRole.DRAFT]
@@ -72,11 +75,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     if len(drafts):
         metrics["reward"] = float(drafts.mean())
         metrics["reward_std"] = float(drafts.std())
-        for label in sorted({r.example.task for r in drafted}):
-            own = [r.verdict.score for r in drafted if r.example.task == label and r.verdict.score is not None]
-            if own:
-                metrics[f"rewards/{label}/mean"] = float(np.mean(own))
-            metrics |= _dimensions(label, [r for r in drafted if r.example.task == label])
+    for label in sorted(set(labels)):
+        metrics |= _of_task(label, [r for r in rollouts if labels[r.prompt_index] == label])
     if len(refined):
         metrics["feedback/revised_reward"] = float(refined.mean())
         parents = {(r.prompt_index, r.sample_index): r for r in drafted}
@@ -87,6 +87,26 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     if any(r.feedback is not None for r in drafted) and len(drafts):
         metrics["feedback/with_feedback_reward"] = _with_feedback(drafted, refined_from)
     return metrics
+
+
+def _of_task(label: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the rollouts of one task came to; means are absent where nothing was scored."""
+    drafted = [r for r in rollouts if r.role is RolloutRole.DRAFT]
+    drafts, refined = _scores(rollouts, RolloutRole.DRAFT), _scores(rollouts, RolloutRole.REFINED)
+    metrics: dict[str, float] = {
+        f"tasks/{label}/drafts_count": len(drafted),
+        f"tasks/{label}/refined_count": len(rollouts) - len(drafted),
+        f"tasks/{label}/unscored_count": sum(r.verdict.score is None for r in rollouts),
+        f"tasks/{label}/abandoned_count": sum(map(was_abandoned, rollouts)),
+        f"tasks/{label}/feedback_count": sum(r.feedback is not None for r in drafted),
+        f"tasks/{label}/leaked_count": sum(bool(r.feedback and r.feedback.leak) for r in drafted),
+        f"tasks/{label}/self_reference_count": sum(map(refers_to_guidance, rollouts)),
+    }
+    if len(drafts):
+        metrics[f"rewards/{label}/mean"] = float(drafts.mean())
+    if len(refined):
+        metrics[f"tasks/{label}/revised_reward"] = float(refined.mean())
+    return {**metrics, **_dimensions(label, drafted)}
 
 
 def _dimensions(label: str, rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,11 +131,14 @@ class RoleBook:
                 )
 
     def counters(self) -> Mapping[str, float]:
-        """Calls, retries, tokens and latency summed over endpoints; failed replies; roles of episodes by script."""
+        """Calls, retries, tokens and latency summed over endpoints; failed replies, in all and by role; roles of
+        episodes by script.
+        """
         totals = [client.totals for client in self._clients()]
         names = ("calls", "retries", "tokens_in", "tokens_out", "latency_s")
         summed = {name: float(sum(getattr(total, name) for total in totals)) for name in names}
-        return {**summed, "failed": len(self._failures), "scripted": self._scripted}
+        by_role = {f"failed/{role}": count for role, count in sorted(Counter(self._failures).items())}
+        return {**summed, "failed": len(self._failures), **by_role, "scripted": self._scripted}
 
     async def aclose(self) -> None:
         await asyncio.gather(*(client.aclose() for client in self._clients()))

@@ -64,6 +64,11 @@ class Prompt:
     example: Example
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
 
+    @property
+    def label(self) -> str:
+        """The label of its task in the mixture."""
+        return self.id.partition("/")[0]
+
 
 def load_task(config: TaskConfig, training: bool = False) -> LoadedTask:
     """Returns the task with its examples; its config names the source that was taken, also where it said "auto".

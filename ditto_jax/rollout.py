@@ -20,6 +20,9 @@ from ditto_jax.types import Conversation, Example, Feedback, Outcome, Rollout, R
 from model.llama import Params
 from model.sampling import SamplingParams
 
+# In the place of a judge's name: nobody was asked, or a filter of ours decided.
+_NOBODY, _FILTER = "none", "filter"
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -126,7 +129,7 @@ async def refined_rollouts(
         if isinstance(played, Abandoned):
             return _unplayed(example, RolloutRole.REFINED, p, s, played, parent.feedback)
         if task.self_reference(example, played.conversation):
-            verdict = Verdict(Outcome.REJECTED, judge="filter", detail="the reply speaks of the guidance it was given")
+            verdict = Verdict(Outcome.REJECTED, judge=_FILTER, detail="the reply speaks of the guidance it was given")
         else:
             verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
         return Rollout(
@@ -148,7 +151,7 @@ def _unplayed(
     example: Example, role: RolloutRole, p: int, s: int, episode: Abandoned, words: Feedback | None = None
 ) -> Rollout:
     """An episode that could not go on: its outcome is counted, nothing of it is scored."""
-    verdict = Verdict(episode.outcome, judge="none", detail=f"the episode could not go on: {episode.reason}")
+    verdict = Verdict(episode.outcome, judge=_NOBODY, detail=f"the episode could not go on: {episode.reason}")
     nothing = Conversation((), "")
     return Rollout(
         example, role, p, s, episode.transcripts, nothing, verdict, used_feedback=words, partners=episode.partners
@@ -162,11 +165,26 @@ def _attempt(
     return Attempt(prompt.task, prompt.example, group, identity, feedback)
 
 
+def was_abandoned(rollout: Rollout) -> bool:
+    """True for an episode that could not go on: a partner failed, or a prompt had no room."""
+    return rollout.verdict.outcome is not Outcome.OK and rollout.verdict.judge == _NOBODY
+
+
+def refers_to_guidance(rollout: Rollout) -> bool:
+    """True for a refined rollout that was discarded because it speaks of the guidance it was given."""
+    return rollout.verdict.outcome is Outcome.REJECTED and rollout.verdict.judge == _FILTER
+
+
 def outcome_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
-    """Returns how often each score and feedback outcome occurred, and how much feedback leaked."""
+    """Returns how often each score and feedback outcome occurred, and how much a filter or a partner cost.
+
+    Abandoned episodes and refined rollouts that speak of the guidance are among the score outcomes too.
+    """
     counts = {f"judge/score_{outcome.value}_count": 0 for outcome in Outcome}
     counts |= {f"judge/feedback_{outcome.value}_count": 0 for outcome in Outcome}
     counts["judge/feedback_leaked_count"] = 0
+    counts["feedback/self_reference_count"] = sum(map(refers_to_guidance, rollouts))
+    counts["episodes/abandoned_count"] = sum(map(was_abandoned, rollouts))
     for rollout in rollouts:
         counts[f"judge/score_{rollout.verdict.outcome.value}_count"] += 1
         if rollout.feedback is not None:

@@ -37,6 +37,7 @@ VERBS = {
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
+    "data": Verb("fetch the released rows at a pinned revision, or check what was fetched", "launch.data:main"),
     "doctor": Verb(
         "say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"
     ),
@@ -52,6 +53,7 @@ _EXAMPLES = """\
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export --run runs/quickstart --output exported --merged
   ditto-jax report runs/quickstart
+  ditto-jax data fetch --part train --revision COMMIT --output soul-rows
   ditto-jax doctor"""
 
 

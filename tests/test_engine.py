@@ -441,7 +441,25 @@ def test_a_rollout_whose_partner_failed_is_counted_and_neither_judged_nor_asked_
     assert counts["judge/score_unavailable_count"] == 1 and counts["judge/score_ok_count"] == 6
     views = views_of([*drafts, *refined], list(ViewRole))
     assert [v.reward for v in views if v.rollout == drafts.index(lost)] == [None]
-    assert rollout_metrics([*drafts, *refined])["feedback/refined_count"] == 3
+    metrics = rollout_metrics([*drafts, *refined], ["letters", "others"])
+    assert metrics["feedback/refined_count"] == 3 and metrics["episodes/abandoned_count"] == 1
+    lost_from = ("letters", "others")[lost.prompt_index]
+    for label in ("letters", "others"):
+        assert metrics[f"tasks/{label}/drafts_count"] == 2 and metrics[f"rewards/{label}/mean"] == 0.0
+        for name in ("abandoned", "unscored"):
+            assert metrics[f"tasks/{label}/{name}_count"] == (label == lost_from)
+        assert metrics[f"tasks/{label}/refined_count"] == 2 - (label == lost_from)
+
+
+def test_words_that_leak_and_replies_that_speak_of_the_guidance_are_counted_by_task():
+    drafts, refined = roll(Gentle(), first_failure=None)
+    told = dataclasses.replace(refined[0], verdict=Verdict(Outcome.REJECTED, judge="filter"))
+    leaked = dataclasses.replace(drafts[-1], feedback=Feedback(Outcome.OK, text="hint", leak="answer_tag"))
+    metrics = rollout_metrics([*drafts[:-1], leaked, told, *refined[1:]], ["letters", "others"])
+    assert metrics["feedback/self_reference_count"] == metrics["tasks/letters/self_reference_count"] == 1
+    assert metrics["judge/feedback_leaked_count"] == metrics["tasks/others/leaked_count"] == 1
+    assert metrics["tasks/others/self_reference_count"] == metrics["tasks/letters/leaked_count"] == 0
+    assert metrics["episodes/abandoned_count"] == 0  # a judge or a filter decided, and nothing was given up
 
 
 def test_a_refined_rollout_whose_partner_failed_keeps_its_place_without_a_score():

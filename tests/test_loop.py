@@ -36,6 +36,8 @@ from tests.tiny_run import (
 EXPECTED_METRICS = {
     *("step", "reward", "reward_std", "rewards/hitom/mean", "grad_norm", "entropy", "tokens_per_s"),
     *("completions/mean_length", "completions/max_length", "completions/clipped_ratio"),
+    *("tasks/hitom/drafts_count", "tasks/hitom/abandoned_count", "tasks/hitom/self_reference_count"),
+    *("episodes/abandoned_count", "feedback/self_reference_count"),
     *("feedback/gate_rate", "feedback/refined_count", "judge/feedback_leaked_count"),
     *(f"judge/{what}_{outcome}_count" for what in ("score", "feedback") for outcome in Outcome),
     *("time/draft_s", "time/refine_s", "time/pack_s", "time/update_s", "time/write_s", "time/step_s"),

@@ -61,9 +61,9 @@ def plan_of(preset: Path) -> Plan:
     return make_plan(config, model_of(config), CHIPS[chip], int(devices))
 
 
-def test_the_five_presets_of_sizes_have_a_plan():
+def test_the_presets_of_sizes_have_a_plan():
     names = {path.stem for path in PLANNED}
-    assert names == {"one_gpu_0.6b", "one_gpu_1.7b", "one_gpu_8b", "tpu_v5e_8", "tpu_pod_8b"}
+    assert names == {"one_gpu_0.6b", "one_gpu_1.7b", "one_gpu_8b", "tpu_v5e_8", "tpu_pod_8b", "soul_8b"}
 
 
 @pytest.mark.parametrize("preset", PLANNED, ids=lambda path: path.stem)

@@ -90,6 +90,7 @@ def test_a_failed_partner_is_a_typed_failure(behaviour, outcome):
         with pytest.raises(AuxiliaryFailure) as failure:
             reply(book)
     assert failure.value.outcome is outcome and book.counters()["failed"] == 1
+    assert book.counters()["failed/assistant"] == 1
 
 
 def verdict_of(content: str):

@@ -74,6 +74,22 @@ def test_prompts_depend_on_position_alone(mixture, position, count):
     assert ids(again.at(position, count)) == whole[position:] and ids(again.at(0, 1)) == ids(stream(mixture).at(0, 1))
 
 
+@example([(1.0, 1024)] * 10, 64, 57)
+@given(mixtures, st.integers(1, 40), st.integers(0, 20))
+def test_every_step_is_balanced_also_after_resumption(mixture, per_step, resumed_at):
+    """Within two prompts of the share (one where weights are equal), in steps that start at any position."""
+    total = sum(Fraction(weight) for weight, _ in mixture)
+    alike = len({weight for weight, _ in mixture}) == 1
+    straight, resumed = stream(mixture), stream(mixture)
+    for step in range(resumed_at, resumed_at + 3):
+        prompts = resumed.at(step * per_step, per_step)
+        assert ids(prompts) == ids(straight.at(step * per_step, per_step))
+        counts = Counter(prompt.label for prompt in prompts)
+        for n, (weight, _) in enumerate(mixture):
+            off = abs(counts[f"t{n}"] - per_step * Fraction(weight) / total)
+            assert off < (1 if alike else 2)
+
+
 def test_epochs_and_seeds_differ_in_order():
     one = ids(stream([(1.0, 12)]).at(0, 24))
     assert sorted(one[:12]) == sorted(one[12:]) and one[:12] != one[12:]

@@ -18,6 +18,7 @@ import pyarrow.parquet
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.data_files import bad_row, take
+from ditto_jax.tasks.manifest import check_file
 from ditto_jax.tasks.released import released_files, unusable
 from ditto_jax.tasks.rows import read_rows
 from ditto_jax.types import Example
@@ -34,7 +35,8 @@ def read_parquet(path: Path, task: SoulTask[Any], source: Source) -> list[Exampl
 
     A folder is searched for the released file name of the split; a file is read whatever the split. With a limit, a
     fixed sample in file order. Raises ConfigError (split or task without released data), MissingInputError (absent
-    path) or DataError (file, row, field, rule), also for a data_source that is not the task's name.
+    path) or DataError (file, row, field, rule), also for a data_source that is not the task's name, and for a file that
+    is not what the manifest beside it says.
     """
     file = _released_file(path, task.name, source.split)
 
@@ -55,6 +57,7 @@ def _released_file(path: Path, task_name: str, split: str) -> Path:
     file = path / released_files(task_name).file(split) if path.is_dir() else path
     if not file.is_file():
         raise MissingInputError(f"{file}: no such file; set the path to the released parquet file of {task_name}")
+    check_file(file)
     return file
 
 

@@ -14,6 +14,14 @@ from ditto_jax.errors import ConfigError
 TRAIN_DATA, EVAL_DATA = "sunweiwei/sim-rl-data", "sunweiwei/sim-eval-data"  # data sets on the Hugging Face Hub
 
 
+PARTS = {"train": TRAIN_DATA, "eval": EVAL_DATA}  # folder of a part → its data set
+
+
+def part_of(split: str) -> str:
+    """Returns which part of the release holds a split: "train", else "eval"."""
+    return "train" if split == "train" else "eval"
+
+
 @dataclasses.dataclass(frozen=True)
 class Released:
     """Files of one data source in the two released data sets."""
@@ -24,7 +32,7 @@ class Released:
 
     def file(self, split: str) -> str:
         """Returns the file name of a split: "train", else the evaluation file."""
-        return self.train if split == "train" else self.held_out
+        return self.train if part_of(split) == "train" else self.held_out
 
 
 SOUL = {

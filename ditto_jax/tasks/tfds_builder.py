@@ -1,8 +1,9 @@
 """SOUL examples as a TensorFlow Datasets data set that needs no TensorFlow: array_record files, read as a data source.
 
-In: a configuration (task, generated or files, sizes, seed). Out: splits of text records (task, id, gold, payload as
-JSON), and the examples decoded from them. tfds is a storage format here, not the task API: prompts and scorers stay
-in the task. Importing this module imports tensorflow_datasets, which is slow; nothing else in the package does.
+In: a configuration (task, kind of source, sizes, seed); every built-in task has one for each source that it reads.
+Out: splits of text records (task, id, gold, payload as JSON), and the examples decoded from them. tfds is a storage
+format here, not the task API: prompts and scorers stay in the task. Importing this module imports tensorflow_datasets,
+which is slow; nothing else in the package does.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import tensorflow_datasets as tfds
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.registry import get_task
+from ditto_jax.tasks.registry import built_in_names, get_task, task_type
+from ditto_jax.tasks.released import part_of
 from ditto_jax.types import Example
 
 _FIELDS = ("task", "id", "gold", "payload")
 _GENERATED_SIZES = {"train": 1024, "validation": 100, "test": 100}  # as many as SOUL trains and reports on
-_FILE_SPLITS = {"hitom": ("test",), "paratomi": ("train", "validation", "test")}  # Hi-ToM was released as a test set
+# Where each kind of source is looked for without a path: the variable, and the folder of a task below it.
+_ROOTS = {"files": "SOUL_DATA_DIR", "parquet": "SOUL_PARQUET_DIR"}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -50,15 +53,15 @@ def soul_config(
 ) -> SoulConfig:
     """Returns the configuration of one data set; its name carries a digest of every setting that is not the default.
 
-    task: "hitom" or "paratomi". kind: "generated" or "files". sizes: examples per split ("train", "validation",
-    "test"); None means all of a file. path: file or folder for "files"; default `$SOUL_DATA_DIR/<task>`. options: task
-    options. Raises ConfigError for settings that cannot work.
+    task: name of a task. kind: a source that it has: "generated", "files" or "parquet". sizes: examples per split
+    ("train", "validation", "test"); None means all of a file. path: file or folder for "files" and "parquet"; default
+    `$SOUL_DATA_DIR/<task>` and `$SOUL_PARQUET_DIR/{train,eval}`. options: task options. Raises ConfigError for settings
+    that cannot work.
     """
-    if task not in _FILE_SPLITS:
-        raise ConfigError(f"task={task!r}: has no tfds configuration; use one of {', '.join(_FILE_SPLITS)}")
-    if kind not in ("generated", "files"):
-        raise ConfigError(f"kind={kind!r}: must be 'generated' or 'files'")
-    defaults = _GENERATED_SIZES if kind == "generated" else dict.fromkeys(_FILE_SPLITS[task])
+    sources = task_type(task).sources
+    if kind not in sources:
+        raise ConfigError(f"kind={kind!r}: task {task!r} has no such source; it has {', '.join(sources)}")
+    defaults = _default_sizes(task, kind)
     sizes = dict(defaults if sizes is None else sizes)
     for split, size in sizes.items():
         if split not in _GENERATED_SIZES or (size is None and kind == "generated") or (size is not None and size < 1):
@@ -85,13 +88,21 @@ def soul_config(
     )
 
 
+def _default_sizes(task: str, kind: str) -> dict[str, int | None]:
+    splits = task_type(task).sources[kind]
+    if kind == "generated":
+        return {split: _GENERATED_SIZES[split] for split in splits}
+    # The released files are two, one to train on and one to evaluate on; what else a split is called, it is the latter.
+    return dict.fromkeys(split for split in splits if kind == "files" or split != "validation")
+
+
 class DittoSoul(tfds.core.GeneratorBasedBuilder):
     """SOUL tasks as text records in file order. `DittoSoul(config="hitom_generated", data_dir=...)`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Tasks hitom and paratomi, generated or from the public files."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The ten tasks: generated, public files, released rows."}
     BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
-        soul_config(task, kind) for task in _FILE_SPLITS for kind in ("generated", "files")
+        soul_config(task, kind) for task in built_in_names() for kind in task_type(task).sources
     ]
 
     def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
@@ -101,7 +112,7 @@ class DittoSoul(tfds.core.GeneratorBasedBuilder):
         config = self._config()
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Theory-of-mind questions with their gold answers; payload is the task's row as JSON.",
+            description="Prompts of a task with their gold answers; payload is the task's row as JSON.",
             features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in _FIELDS}),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(task=config.task, kind=config.kind, seed=config.seed),
@@ -111,10 +122,9 @@ class DittoSoul(tfds.core.GeneratorBasedBuilder):
         del dl_manager  # nothing is downloaded
         config = self._config()
         task = get_task(config.task, config.options)
-        path = _folder(config) if config.kind == "files" else None
         # All splits are loaded before anything is written: a bad row leaves no half-written data set behind.
         loaded = {
-            split: task.load(Source(kind=config.kind, path=path, split=split, limit=size, seed=config.seed))
+            split: task.load(Source(config.kind, _path(config, split), split, size, config.seed))
             for split, size in config.sizes.items()
         }
         return {split: self._generate_examples(examples) for split, examples in loaded.items()}
@@ -161,13 +171,15 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def _folder(config: SoulConfig) -> Path:
-    if config.path is not None:
-        return Path(config.path)
-    root = os.environ.get("SOUL_DATA_DIR")
+def _path(config: SoulConfig, split: str) -> Path | None:
+    if config.kind == "generated" or config.path is not None:
+        return None if config.path is None else Path(config.path)
+    variable = _ROOTS[config.kind]
+    root = os.environ.get(variable)
+    folder = config.task if config.kind == "files" else part_of(split)
     if not root:
         raise MissingInputError(
-            f"{config.name}: no data folder; set SOUL_DATA_DIR to the folder that holds {config.task}/, "
-            f"pass soul_config(path=...), or use '{config.task}_generated'"
+            f"{config.name}: no data folder; set {variable} to the folder that holds {folder}/, "
+            f"or pass soul_config(path=...)"
         )
-    return Path(root) / config.task
+    return Path(root) / folder

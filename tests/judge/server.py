@@ -83,11 +83,12 @@ class ScriptedServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             closing = owner.closing
+            received: Received  # the request that is being answered
 
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                behaviour = owner._begin(Received(self.path, dict(self.headers.items()), raw))
-                self.received_text = raw
+                self.received = Received(self.path, dict(self.headers.items()), raw)
+                behaviour = owner._begin(self.received)
                 try:
                     behaviour(self)
                 except OSError:  # the client gave up, as it should after its deadline
@@ -144,7 +145,7 @@ def gives_feedback(words: str = WORDS) -> Behaviour:
 
 def obliges(handler: BaseHTTPRequestHandler) -> None:
     """Plays judge, partner and writer of feedback: the least reply that the request's schema allows, else a phrase."""
-    request = json.loads(handler.received_text)  # type: ignore[attr-defined]
+    request = handler.received.json  # type: ignore[attr-defined]
     schema = request.get("response_format", {}).get("json_schema", {}).get("schema")
     content = "Tell me more about it." if schema is None else json.dumps(_least(schema, schema.get("$defs", {})))
     says(content)(handler)

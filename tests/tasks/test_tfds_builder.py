@@ -15,9 +15,11 @@ pytest.importorskip("tensorflow_datasets", reason="tensorflow_datasets is not in
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.registry import get_task
+from ditto_jax.tasks.registry import built_in_names, get_task, task_type
+from ditto_jax.tasks.released import PARTS, SOUL
 from ditto_jax.tasks.tfds_builder import DittoSoul, examples_from_tfds, soul_config, to_record
 from ditto_jax.types import Example
+from tests.released_rows import write_part
 
 SIZES = {"train": 7, "validation": 3, "test": 4}
 
@@ -41,7 +43,10 @@ def _hitom_file(path: Path, answer: str = "red_box") -> Path:
     return path
 
 
-@pytest.mark.parametrize("task", ["hitom", "paratomi"])
+GENERATED = [name for name in built_in_names() if "generated" in task_type(name).sources]
+
+
+@pytest.mark.parametrize("task", GENERATED)
 def test_generated_examples_come_back_equal_and_in_order(tmp_path, task):
     config = soul_config(task, "generated", sizes=SIZES, seed=5)
     builder = DittoSoul(config=config, data_dir=tmp_path)
@@ -72,6 +77,21 @@ def test_a_stored_record_is_text_in_every_field(tmp_path):
     assert "Zoë" in examples[0].payload["story"] and examples[0].payload["deception"] is False
 
 
+@pytest.mark.parametrize("task", SOUL)
+def test_released_rows_are_found_by_part_and_come_back_equal(tmp_path, monkeypatch, task):
+    monkeypatch.delenv("SOUL_PARQUET_DIR", raising=False)
+    with pytest.raises(MissingInputError, match="set SOUL_PARQUET_DIR to the folder that holds train/"):
+        DittoSoul(config=f"{task}_parquet", data_dir=tmp_path / "data").download_and_prepare()
+    for part in PARTS:
+        write_part(tmp_path, part)
+    monkeypatch.setenv("SOUL_PARQUET_DIR", str(tmp_path))
+    builder = DittoSoul(config=f"{task}_parquet", data_dir=tmp_path / "data")
+    builder.download_and_prepare()
+    for split, part in (("train", "train"), ("test", "eval")):
+        read = get_task(task, {}).load(Source(kind="parquet", path=tmp_path / part, split=split))
+        assert examples_from_tfds(_source(builder, split)) == list(read) and len(read) == 3
+
+
 def test_a_bad_row_leaves_no_data_set_behind(tmp_path):
     config = soul_config("hitom", "files", path=_hitom_file(tmp_path / "h.json", answer="green_box"))
     with pytest.raises(DataError, match=r"data\[2\]: answer='green_box'"):
@@ -89,8 +109,10 @@ def test_files_need_a_folder(tmp_path, monkeypatch):
 
 
 def test_every_task_and_source_has_a_named_configuration():
-    names = {"hitom_generated", "hitom_files", "paratomi_generated", "paratomi_files"}
-    assert set(DittoSoul.builder_configs) >= names
+    names = {f"{task}_{kind}" for task in SOUL for kind in task_type(task).sources}
+    assert set(DittoSoul.builder_configs) == names and len(names) > 2 * len(SOUL)
+    assert names >= {f"{task}_parquet" for task in SOUL}
+    assert set(soul_config("twinvoice", "parquet").sizes) == {"train", "test"}
     assert set(soul_config("paratomi", "generated").sizes) == {"train", "validation", "test"}
     assert set(soul_config("paratomi", "files").sizes) == {"train", "validation", "test"}
     assert set(soul_config("hitom", "files").sizes) == {"test"}
@@ -114,8 +136,9 @@ def test_configurations_with_other_contents_have_other_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "maths", "kind": "files"}, "task='maths'"),
-        ({"task": "hitom", "kind": "parquet"}, "kind='parquet'"),
+        ({"task": "maths", "kind": "files"}, "task 'maths' is unknown"),
+        ({"task": "hitom", "kind": "web"}, "kind='web': task 'hitom' has no such source; it has generated, files, par"),
+        ({"task": "twinvoice", "kind": "generated"}, "it has files, parquet"),
         ({"task": "hitom", "kind": "generated", "sizes": {"dev": 3}}, "sizes=.'dev': 3"),
         ({"task": "hitom", "kind": "generated", "sizes": {"train": None}}, "sizes=.'train': None"),
         ({"task": "hitom", "kind": "files", "sizes": {"test": 0}}, "sizes=.'test': 0"),
