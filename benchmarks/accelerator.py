@@ -7,7 +7,7 @@ is not counted) over the chip's specification. Then whole DITTO steps through th
 accelerator.json.
 
     python -m benchmarks.accelerator --output benchmark_results
-    python -m benchmarks.accelerator --model tiny --rows 8 --prefix 64 --ring 64 --prompts 2      a trial on any machine
+    python -m benchmarks.accelerator --model tiny --rows 8 --prefix 128 --ring 64 --prompts 2 --copy 1000000   # a trial
 
 For a resumed run that equals the straight one bit for bit on a GPU:
 XLA_FLAGS=--xla_gpu_deterministic_ops=true JAX_PLATFORMS=cuda python -m pytest tests/test_resume.py

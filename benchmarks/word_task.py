@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.reward import distinct_share
@@ -57,7 +58,9 @@ class WordTask(Task[WordOptions]):
     def rule_feedback(
         self, example: Example, conversation: Conversation, verdict: Verdict, rng: random.Random
     ) -> str | None:
-        return None
+        """Returns up to eight words that the reply holds more than once, or None if it holds none twice."""
+        counts = Counter(conversation.reply.split())
+        return " ".join([word for word, count in counts.items() if count > 1][:8]) or None
 
     def feedback_request(self, example: Example, conversation: Conversation, verdict: Verdict) -> JudgeRequest:
         question = Message("user", "Say which words occur twice.")
