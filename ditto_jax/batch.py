@@ -66,12 +66,13 @@ def pack(
 ) -> TrainBatch:
     """Returns the arrays of one update.
 
-    prompts: view indices of each prompt. weights float32 and live bool, one per view: rows that are not live (failed
-    verdict, truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if `shapes`
-    has no room.
+    prompts: view indices of each prompt. Rows of one that share too little for their lanes (roles with openings of
+    their own) stand under prefixes of their own. weights float32 and live bool, one per view: rows that are not live
+    (failed verdict, truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if
+    `shapes` has no room.
     """
     kept = [[i for i in members if live[i]] for members in prompts]
-    kept = [rows for rows in kept if rows]
+    kept = [part for rows in kept for part in _sharing(rows, views, shapes)]
     # What exceeds the largest prefix bucket is repeated in the lanes, as in the sampler.
     shared = [min(common_prefix_length([views[i].context for i in rows]), shapes.prefix[-1]) for rows in kept]
     layout = lay_out(
@@ -95,6 +96,21 @@ def pack(
             segment = 1 + list(layout.prefixes[place.group]).index(prompt)
             _fill(flat, place, views[index], shared[prompt], segment, float(weights[index]))
     return _split(flat, shapes)
+
+
+def _sharing(rows: Sequence[int], views: Sequence[View], shapes: BatchShapes) -> list[list[int]]:
+    """Returns the rows of a prompt together, or in the parts that share enough for each row's rest to fit a lane."""
+    parts: list[list[int]] = []
+    for row in rows:
+        for part in parts:
+            contexts = [views[i].context for i in (*part, row)]
+            shared = min(common_prefix_length(contexts), shapes.prefix[-1])
+            if max(len(views[i].context) + len(views[i].response) for i in (*part, row)) - shared <= shapes.suffix[-1]:
+                part.append(row)
+                break
+        else:
+            parts.append([row])
+    return parts
 
 
 def token_counts(batch: TrainBatch) -> TokenCounts:

@@ -277,6 +277,19 @@ def test_ragged_rows_fill_lanes_and_prefixes(seed, share):
     assert token_counts(batch).real_fraction >= share
 
 
+def test_rows_of_one_prompt_whose_openings_have_nothing_in_common_stand_under_prefixes_of_their_own():
+    rng = np.random.default_rng(7)
+    openings = [rng.integers(0, 100, 12).astype(np.int32), rng.integers(100, 200, 12).astype(np.int32)]
+    views = [
+        view(rng, 0, openings[n % 2], 20, n) for n in range(4)
+    ]  # 32 tokens: together, no lane of 24 would hold one
+    weights = np.arange(1, 5, dtype=np.float32)
+    batch = pack(views, [[0, 1, 2, 3]], weights, np.ones(4, bool), SHAPES)
+    assert sorted(batch.weights[batch.row_valid].tolist()) == weights.tolist()
+    found = {int(row[0]) for row in batch.grouped.prefix_ids.reshape(-1, batch.grouped.prefix_ids.shape[-1])}
+    assert {int(opening[0]) for opening in openings} <= found
+
+
 def test_what_does_not_fit_is_refused():
     rng = np.random.default_rng(2)
     long = [view(rng, 0, np.arange(1, 40, dtype=np.int32), 24, 0)]
