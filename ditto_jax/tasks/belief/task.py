@@ -63,9 +63,28 @@ class BeliefTask(SoulTask[OptionsT]):
     def answer_thing(self) -> str:
         """What belongs into the answer tags, in a word: "letter" or "place"."""
 
+    @property
     @abc.abstractmethod
+    def instructions(self) -> str:
+        """What stands before the story in the prompt style "full"."""
+
+    def full_story(self, example: Example) -> str:
+        """Returns the story as the prompt style "full" tells it."""
+        return self.story_text(example)
+
     def prompt(self, example: Example) -> str:
         """Returns the user message x."""
+        question = self.question_section(example)
+        if self.options.prompt_style == "compact":
+            return f"{self.story_text(example)}\n{question}"
+        extra = str(example.payload.get("extra_info") or "")
+        sections = [
+            self.instructions,
+            f"## Story\n{self.full_story(example)}",
+            *([f"## Further information\n{extra}"] if extra else []),
+            f"## Question\n{question}",
+        ]
+        return "\n\n".join(sections)
 
     @abc.abstractmethod
     def answered_container(self, example: Example, reply: str) -> str | None:

@@ -65,18 +65,10 @@ class HiToM(BeliefTask[HiToMOptions]):
     def released_row(self, file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
         return hitom_released(file, where, example_id, info)
 
-    def prompt(self, example: Example) -> str:
-        if self.options.prompt_style == "compact":
-            return f"{self.story_text(example)}\n{self.question_section(example)}"
+    @property
+    def instructions(self) -> str:
         assumptions = "\n".join(f"{i}. {text}" for i, text in enumerate(_ASSUMPTIONS, start=1))
-        extra = str(example.payload.get("extra_info") or "")
-        sections = [
-            f"{_TASK}\n{assumptions}\n{_INSTRUCTIONS[self.options.answer_format]}",
-            f"## Story\n{self.story_text(example)}",
-            *([f"## Further information\n{extra}"] if extra else []),
-            f"## Question\n{self.question_section(example)}",
-        ]
-        return "\n\n".join(sections)
+        return f"{_TASK}\n{assumptions}\n{_INSTRUCTIONS[self.options.answer_format]}"
 
     def question_section(self, example: Example) -> str:
         question, choices = str(example.payload["question"]), str(example.payload["choices"])

@@ -55,18 +55,13 @@ class ParaToMi(BeliefTask[ParaToMiOptions]):
     def released_row(self, file: Path, where: str, example_id: str, info: Mapping[str, Any]) -> Example:
         return paratomi_released(file, where, example_id, info)
 
-    def prompt(self, example: Example) -> str:
-        if self.options.prompt_style == "compact":
-            return f"{self.story_text(example)}\n{self.question_section(example)}"
-        story = " ".join(re.sub(r"^\d+\s+", "", line) for line in self.story_text(example).splitlines() if line.strip())
-        extra = str(example.payload.get("extra_info") or "")
-        sections = [
-            f"{_TASK} {_INSTRUCTION}",
-            f"## Story\n{story}",
-            *([f"## Further information\n{extra}"] if extra else []),
-            f"## Question\n{self.question_section(example)}",
-        ]
-        return "\n\n".join(sections)
+    @property
+    def instructions(self) -> str:
+        return f"{_TASK} {_INSTRUCTION}"
+
+    def full_story(self, example: Example) -> str:
+        """Returns the story as one paragraph, without the numbers of its lines."""
+        return " ".join(re.sub(r"^\d+\s+", "", line) for line in self.story_text(example).splitlines() if line.strip())
 
     def question_section(self, example: Example) -> str:
         question = str(example.payload["question"])
