@@ -182,12 +182,13 @@ def whole_steps(model: ModelConfig, sizes: StepSizes, lora: LoraConfig, rounds: 
         task = WordTask(WordOptions(model.vocab_size, sizes.prefix - 64))
         examples = task.load(Source(limit=100))
         trainer = Trainer(config, assemble(config), PromptStream([LoadedTask("words", 1.0, task, examples)], 0))
-    runner, steps = asyncio.Runner(), []
-    for _ in range(rounds + 1):
-        watch = Stopwatch()
-        metrics, _ = runner.run(trainer.step(watch))
-        jax.block_until_ready(trainer.state)
-        steps.append({**watch.split(), "sampled_tokens": metrics["sampled_tokens"]})
+    steps, metrics = [], {}
+    with asyncio.Runner() as runner:
+        for _ in range(rounds + 1):
+            watch = Stopwatch()
+            metrics, _ = runner.run(trainer.step(watch))
+            jax.block_until_ready(trainer.state)
+            steps.append({**watch.split(), "sampled_tokens": metrics["sampled_tokens"]})
     gaps = {name: value for name, value in metrics.items() if "gap" in name or "log_ratio" in name}
     split = {name: spread([step[name] for step in steps[1:]]) for name in steps[1]}
     return {"split": split, "first_step_s": steps[0]["time/step_s"], "sampler_and_trainer": gaps}
