@@ -6,6 +6,7 @@ run of the suite reads most compiled programs from `.pytest_cache`.
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -59,12 +60,14 @@ def policy_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_file():
+def _each_file_leaves_nothing():
     """Gives up a file's compiled programs: each holds memory mappings, and a process may have 65,530 of them on Linux.
 
-    Without this the whole suite in one process ends in a segmentation fault.
+    Without this the whole suite in one process ends in a segmentation fault. Garbage is collected too, so that a socket
+    or an event loop that was left open is reported with the file that left it and not with whichever test comes later.
     """
     yield
     import jax
 
     jax.clear_caches()
+    gc.collect()
