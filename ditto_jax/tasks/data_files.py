@@ -1,17 +1,21 @@
 """Finding, opening and blaming the public data files that tasks read.
 
-In: a path that a person named. Out: the plain or gzipped file behind it, its text, and errors that point at the row.
-It knows no task and no file format.
+In: a path that a person named. Out: the plain or gzipped file behind it, its text, JSON value or table rows, and errors
+that point at the row. It knows no task.
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import gzip
 import hashlib
+import io
+import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -55,6 +59,39 @@ def read_text(path: Path) -> str:
             return str(file.read())
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable as UTF-8 text ({error}); fetch the file again") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value that a plain or gzipped file holds as JSON. Raises DataError if it holds something else."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {error.lineno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; lists nested thousands deep
+        raise DataError(f"{path}: not valid JSON ({type(error).__name__})") from None
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yields ("line <number>", row) of a plain or gzipped CSV file, by the names of its first line.
+
+    Fields beyond those stand under the key None, absent ones are None. Raises DataError if a column is missing or the
+    file is no CSV.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path}: line 1: no column {', '.join(missing)}; needed: {', '.join(columns)}")
+        for row in reader:
+            yield f"line {reader.line_num}", row
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not valid CSV ({error})") from None
+
+
+def encodable(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8: JSON can spell halves of characters, which cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def text_list(value: object) -> list[str] | None:

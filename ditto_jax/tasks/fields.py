@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError
-from ditto_jax.tasks.data_files import bad_row
+from ditto_jax.tasks.data_files import bad_row, encodable
 
 _MAX_LITERAL = 2_000_000  # characters; above any published row, and small enough to parse at once
 
@@ -60,7 +60,7 @@ class Fields:
             value = self.row[field]
             if isinstance(value, (int, float)):
                 value = str(value)
-            if not isinstance(value, str) or not _encodable(value):
+            if not isinstance(value, str) or not encodable(value):
                 raise self.error(field, "must be text")
             if not value.strip() and not empty and default is None:
                 raise self.error(field, "must not be empty")
@@ -103,7 +103,7 @@ class Fields:
             return tuple(default)
         value = structure(self.row[field]) if field is not None else None
         is_list = isinstance(value, (list, tuple))
-        if not is_list or not all(isinstance(item, str) and _encodable(item) for item in value):
+        if not is_list or not all(isinstance(item, str) and encodable(item) for item in value):
             raise self.error(field or fields[0], "must be a list of texts, as a list, JSON or a Python literal")
         if count is not None and len(value) != count:
             raise self.error(field or fields[0], f"must have {count} members, has {len(value)}")
@@ -126,10 +126,6 @@ class Fields:
     def part(self, field: str) -> Fields:
         """Returns a nested structure as Fields of its own."""
         return Fields(self.file, f"{self.where}: {field}", self.mapping(field))
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def fields_of(file: Path, where: str, value: object) -> Fields:

@@ -178,7 +178,7 @@ def test_a_malformed_set_is_named_or_counted(tmp_path, field: str, value: Any):
 )
 def test_a_malformed_belief_row_is_named_or_counted(tmp_path, field: str, value: str):
     file = beliefs(tmp_path, BELIEF, {**BELIEF, "question": "Other?", field: value})
-    with pytest.raises(DataError, match=rf"row\[1\]: {field}="):
+    with pytest.raises(DataError, match=rf"line [45]: {field}="):
         load(file)
     report = RowReport(skip_bad=True)
     assert len(load(file, report)) == 1 and (report.found, len(report.refused)) == (2, 1)

@@ -182,7 +182,7 @@ def test_opening_prompts_are_read_and_malformed_lists_refused(tmp_path):
     good = write(tmp_path, "opening_prompt_cluster_df_original.csv", head + "3,9,\"['hi', 'tell me']\"\n")
     assert {e.payload["intent"] for e in load(good)} == {"a talk about this: hi", "a talk about this: tell me"}
     bad = write(tmp_path, "opening_prompt_cluster_bad.csv", head + '3,9,"[hi"\n')
-    with pytest.raises(DataError, match=r"row\[0\]: top_texts"):
+    with pytest.raises(DataError, match=r"line 2: top_texts"):
         load(bad)
 
 

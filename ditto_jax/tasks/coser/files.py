@@ -8,14 +8,13 @@ thoughts. The training sample, which holds no circumstances, is read elsewhere.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError
 from ditto_jax.tasks.coser.lines import ENVIRONMENT, spoken
-from ditto_jax.tasks.data_files import read_text
+from ditto_jax.tasks.data_files import read_json
 from ditto_jax.tasks.fields import Fields
 from ditto_jax.tasks.rows import RowReport, read_rows
 from ditto_jax.types import Example, Turn
@@ -150,10 +149,7 @@ def profile_texts(row: Fields, speaking: Sequence[str], in_plot: Mapping[str, st
 
 def json_list(file: Path) -> list[Any]:
     """Returns the members of a JSON list. Raises DataError if the file holds something else."""
-    try:
-        rows = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({type(error).__name__}); fetch the file again") from None
+    rows = read_json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file}: must be a JSON list")
     return rows

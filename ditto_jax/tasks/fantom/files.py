@@ -8,18 +8,15 @@ evaluation. Options stand in an order by hash, since the belief files always lis
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
+from ditto_jax.tasks.data_files import csv_rows, find_file, plain_or_gz, read_json
 from ditto_jax.tasks.fantom.rows import TOPICS, fantom_row, kind_of, with_options
 from ditto_jax.tasks.fields import Fields
 from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
@@ -80,7 +77,7 @@ class FantomFiles:
         if file is None:
             return {}
         sets: dict[str, str] = {}
-        for where, row in _table(file, ("question", "question_type", "set_id")):
+        for where, row in csv_rows(file, ("question", "question_type", "set_id")):
             fields = Fields(file, where, row)
             try:
                 kind, set_id = kind_of(fields.text("question_type")), fields.text("set_id")
@@ -100,7 +97,7 @@ class FantomFiles:
         about = _BELIEF_FILE.match(file.name)
         if about is None:
             raise DataError(f"{file}: its name must say accessibility, length of context and order, as AutoToM's do")
-        for where, row in _table(file, ("context", "question", "answer_choices", "gt_answer")):
+        for where, row in csv_rows(file, ("context", "question", "answer_choices", "gt_answer")):
             fields = Fields(file, where, row)
             try:
                 question, gold = fields.text("question"), fields.text("gt_answer")
@@ -127,10 +124,7 @@ class FantomFiles:
 
     def _questions(self, file: Path) -> Iterator[tuple[str, Any]]:
         """Questions of the authors' file in the released schema, set by set."""
-        try:
-            sets = json.loads(read_text(file))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{file}: not valid JSON ({type(error).__name__})") from None
+        sets = read_json(file)
         if not isinstance(sets, list):
             raise DataError(f"{file}: must be a JSON list of question sets")
         for i, row in enumerate(sets):
@@ -226,16 +220,3 @@ def _belief_files(path: Path, length: str) -> Sequence[Path]:
             f"(looked for AutoToM/FANToM_tom:belief:…_{length}_context_….csv[.gz])"
         )
     return found
-
-
-def _table(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a CSV file by place. Raises DataError if a column is missing or the file is no CSV."""
-    reader = csv.DictReader(io.StringIO(read_text(file)))
-    try:
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{file}: no column {', '.join(missing)}; needed: {', '.join(columns)}")
-        for number, row in enumerate(reader):
-            yield f"row[{number}]", row
-    except csv.Error as error:
-        raise DataError(f"{file}: line {reader.line_num}: not valid CSV ({error})") from None

@@ -7,7 +7,6 @@ of the other prompting style (VP) are skipped: their answers disagree with the c
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 import pydantic
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import bad_model, bad_row, find_file, read_text, text_list
+from ditto_jax.tasks.data_files import bad_model, bad_row, find_file, read_json, text_list
 from ditto_jax.tasks.hitom.generator import story_digest
 from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
 from ditto_jax.types import Example
@@ -131,10 +130,7 @@ def read_choices(choices: str) -> dict[str, str] | None:
 
 
 def _rows(file: Path) -> list[Any]:
-    try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: line {error.lineno}: not valid JSON ({error.msg})") from None
+    content = read_json(file)
     rows = content.get("data") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise DataError(f'{file}: must be a JSON object {{"data": [row, ...]}}')

@@ -7,14 +7,13 @@ is in two.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError
-from ditto_jax.tasks.data_files import find_file, read_text
+from ditto_jax.tasks.data_files import find_file, read_json
 from ditto_jax.tasks.fields import Fields
 from ditto_jax.tasks.rows import RowReport, read_rows
 from ditto_jax.tasks.splits import group_name, of_split
@@ -60,10 +59,7 @@ def read_lifechoices(path: Path, split: str, report: RowReport) -> list[Example]
     Raises MissingInputError (absent path), ConfigError (split) or DataError (file, row, field, rule).
     """
     file = find_file(path, _INSIDE, "LifeChoice's data.json")
-    try:
-        rows = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({type(error).__name__})") from None
+    rows = read_json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file}: must be a JSON list of decisions, or of lists of them")
 

@@ -8,13 +8,12 @@ the substitute are the two answers and wrong answers of other misconceptions of 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError
-from ditto_jax.tasks.data_files import find_file, read_text
+from ditto_jax.tasks.data_files import find_file, read_json
 from ditto_jax.tasks.fields import Fields
 from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
 from ditto_jax.tasks.splits import group_name, of_split
@@ -51,10 +50,7 @@ def read_mistakes(path: Path, split: str, report: RowReport) -> list[Example]:
     MissingInputError (absent path) or DataError (file, row, field, rule).
     """
     file = find_file(path, _INSIDE, "the misconception examples data.json")
-    try:
-        rows = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: line {error.lineno}: not valid JSON ({error.msg})") from None
+    rows = read_json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file}: must be a JSON list of examples")
 

@@ -7,16 +7,14 @@ and set_id. It does not judge whether a label is right.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.data_files import bad_row, find_file, plain_or_gz, read_text, text_list
+from ditto_jax.tasks.data_files import bad_row, csv_rows, encodable, find_file, plain_or_gz, read_text, text_list
 from ditto_jax.tasks.hitom.files import released_answer, released_lines
 from ditto_jax.tasks.hitom.generator import story_digest
 from ditto_jax.tasks.paratomi.candidates import same_name, story_candidates
@@ -45,7 +43,7 @@ def read_paratomi(path: Path, split: str = "test", report: RowReport | None = No
     file = find_file(path, inside, f"the ToMi stories of the split '{split}'")
     name = file.name.removesuffix(".gz")
     if name.endswith(".csv"):
-        rows, make = _table_rows(file), _table_row
+        rows, make = csv_rows(file, _COLUMNS), _table_row
     elif name.endswith(".txt"):
         rows, make = _read_stories(file), _story_row
     else:
@@ -60,7 +58,7 @@ def paratomi_example(file: Path, where: str, example_id: str, row: dict[str, Any
     `where` names the row in errors. Raises DataError.
     """
     for field in ("story", "question", "answer"):
-        if not isinstance(row[field], str) or not row[field].strip():
+        if not isinstance(row[field], str) or not row[field].strip() or not encodable(row[field]):
             raise bad_row(file, where, field, row[field], "must be text")
     story, question, gold = (row[field].strip() for field in ("story", "question", "answer"))
     cands = list(row["cands"])
@@ -139,7 +137,7 @@ def _read_stories(file: Path) -> Iterator[tuple[str, tuple[Path, int, _Block, st
         raise MissingInputError(
             f"{file.with_name(f'{stem}.trace')}: no such file; {file.name} needs it for question types"
         )
-    traces = [line.strip() for line in read_text(trace).splitlines() if line.strip()]
+    traces = [line.strip() for line in read_text(trace).split("\n") if line.strip()]
     if len(traces) != len(blocks):
         raise DataError(f"{trace}: {len(traces)} lines for the {len(blocks)} blocks of {file.name}: one line per block")
     for k, (block, line) in enumerate(zip(blocks, traces, strict=True)):
@@ -164,11 +162,11 @@ def _blocks(file: Path) -> Iterator[_Block]:
     """Blocks of numbered lines, each ending with `N question<TAB>answer<TAB>supporting fact`."""
     story: list[str] = []
     number, ended = 0, True
-    for at, line in enumerate(read_text(file).splitlines(), start=1):
+    for at, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"line {at}"
-        numbered = _NUMBERED.fullmatch(line.rstrip("\n"))
+        numbered = _NUMBERED.fullmatch(line)
         if numbered is None:
             raise bad_row(
                 file, where, "line", line, "must be a number, a space and text, like '3 Anna entered the hall.'"
@@ -212,18 +210,6 @@ def _check_type(file: Path, where: str, field: str, question_type: str) -> None:
     if not _QUESTION_TYPE.fullmatch(question_type):
         rule = "must be reality, memory or {first,second}_order_{0,1}_{tom,no_tom}"
         raise bad_row(file, where, field, question_type, rule)
-
-
-def _table_rows(file: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    try:
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{file}: line 1: no column {', '.join(missing)}; needed: {', '.join(_COLUMNS)}")
-        for row in reader:
-            yield f"line {reader.line_num}", row
-    except csv.Error as error:
-        raise DataError(f"{file}: line {reader.line_num}: not valid CSV ({error})") from None
 
 
 def _table_row(file: Path, where: str, stem: str, row: dict[Any, Any]) -> Example:

@@ -8,15 +8,14 @@ Tags that say who may read a part of a text are obeyed and removed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ditto_jax.errors import ConfigError, DataError, MissingInputError
-from ditto_jax.tasks.data_files import plain_or_gz, read_text
-from ditto_jax.tasks.fields import Fields
-from ditto_jax.tasks.rows import LeftOut, RowReport, read_rows
+from ditto_jax.tasks.data_files import plain_or_gz, read_json, read_text
+from ditto_jax.tasks.fields import Fields, fields_of
+from ditto_jax.tasks.rows import LeftOut, RowReport, json_lines, read_rows
 from ditto_jax.tasks.sotopia.scene import POSITIONS, Side, scene_payload
 from ditto_jax.tasks.splits import SPLITS, split_of
 from ditto_jax.types import Example
@@ -188,23 +187,17 @@ def _official_rows(path: Path, report: RowReport) -> dict[str, list[Fields]]:
             raise MissingInputError(
                 f"{folder}: the folder lacks {file_name}[.gz], which belongs to the official profiles"
             )
-        rows[name] = list(_jsonl(file, report))
+        rows[name] = list(_objects(file, report))
     return rows
 
 
-def _jsonl(file: Path, report: RowReport) -> Iterator[Fields]:
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
+def _objects(file: Path, report: RowReport) -> Iterator[Fields]:
+    for where, row in json_lines(file, report):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            report.refuse(DataError(f"{file}: line {number}: not valid JSON ({type(error).__name__})"))
-            continue
-        if isinstance(row, Mapping):
-            yield Fields(file, f"line {number}", row)
-        else:
-            report.refuse(DataError(f"{file}: line {number}: must be a JSON object"))
+            yield fields_of(file, where, row)
+        except DataError as error:
+            report.found += 1
+            report.refuse(error)
 
 
 def _pilot_rows(path: Path, report: RowReport) -> dict[str, list[Fields]]:
@@ -214,10 +207,7 @@ def _pilot_rows(path: Path, report: RowReport) -> dict[str, list[Fields]]:
         raise MissingInputError(
             f"{path}: no {PILOT}[.gz], which holds the scenarios for training; the official ones are the split test"
         )
-    try:
-        records = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({type(error).__name__})") from None
+    records = read_json(file)
     if not isinstance(records, Mapping):
         raise DataError(f'{file}: must be a JSON object {{":<class path>:<pk>": record}}')
     rows: dict[str, list[Fields]] = {name: [] for name in _CLASSES.values()}

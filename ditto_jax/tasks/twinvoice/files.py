@@ -8,13 +8,12 @@ the novel. The histories of social items are not public here: a person's replies
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import plain_or_gz, read_text
+from ditto_jax.errors import MissingInputError
+from ditto_jax.tasks.data_files import plain_or_gz, read_json
 from ditto_jax.tasks.fields import Fields, fields_of
 from ditto_jax.tasks.rows import LeftOut, RowReport, json_lines, read_rows
 from ditto_jax.tasks.splits import group_name
@@ -112,11 +111,7 @@ def _histories(file: Path) -> Histories:
     profiles = plain_or_gz(file.parent / PROFILES)
     if profiles is None:
         raise MissingInputError(f"{file.parent / PROFILES}: no such file; the histories of {file.name} stand in it")
-    try:
-        document = json.loads(read_text(profiles))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{profiles}: not one JSON document ({type(error).__name__})") from None
-    characters = fields_of(profiles, "document", document).part("characterList")
+    characters = fields_of(profiles, "document", read_json(profiles)).part("characterList")
     found = {}
     for key in characters.row:
         character = characters.part(key)

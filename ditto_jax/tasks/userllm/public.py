@@ -9,16 +9,14 @@ PRISM's chats are not public as files: its published opening prompts give first 
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ditto_jax.errors import DataError, MissingInputError
-from ditto_jax.tasks.data_files import find_file, plain_or_gz, read_text
+from ditto_jax.tasks.data_files import csv_rows, find_file, plain_or_gz
 from ditto_jax.tasks.fields import Fields, fields_of
 from ditto_jax.tasks.rows import RowReport, json_lines, read_rows
 from ditto_jax.tasks.splits import group_name, of_split, split_of
@@ -140,8 +138,8 @@ def _read_openings(file: Path, report: RowReport) -> list[Example]:
 
 
 def _opening_rows(file: Path, report: RowReport) -> Rows:
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file)))):
-        fields = Fields(file, f"row[{number}]", row)
+    for where, row in csv_rows(file, ("cluster_id", "top_texts")):
+        fields = Fields(file, where, row)
         try:
             cluster, prompts = fields.text("cluster_id"), fields.texts("top_texts")
         except DataError as error:
@@ -149,7 +147,7 @@ def _opening_rows(file: Path, report: RowReport) -> Rows:
             report.refuse(error)
             continue
         for k, prompt in enumerate(prompts):
-            yield f"row[{number}]: top_texts[{k}]", {"cluster": cluster, "number": k, "prompt": prompt}
+            yield f"{where}: top_texts[{k}]", {"cluster": cluster, "number": k, "prompt": prompt}
 
 
 def _read_chats(file: Path, report: RowReport) -> list[Example]:
