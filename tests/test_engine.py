@@ -412,10 +412,10 @@ class Gentle:
         return Feedback(Outcome.OK, text="hint", judge="gentle")
 
 
-def roll(judge: Judge, first_failure: int | None, later_failure: int | None = None):
+def roll(judge: Judge, first_failure: int | None, later_failure: int | None = None, task: Letters | None = None):
     """Returns (drafts, refined) of two prompts with two samples each."""
     room = Room(SHAPES, context=256, reply=60)
-    prompts = [Prompt("letters/1", TALK, EXAMPLE), Prompt("letters/2", TALK, EXAMPLE)]
+    prompts = [Prompt(f"letters/{number}", task or TALK, EXAMPLE) for number in (1, 2)]
 
     async def run():
         async with asyncio.timeout(60):
@@ -460,6 +460,29 @@ def test_words_that_leak_and_replies_that_speak_of_the_guidance_are_counted_by_t
     assert metrics["judge/feedback_leaked_count"] == metrics["tasks/others/leaked_count"] == 1
     assert metrics["tasks/others/self_reference_count"] == metrics["tasks/letters/leaked_count"] == 0
     assert metrics["episodes/abandoned_count"] == 0  # a judge or a filter decided, and nothing was given up
+
+
+class Telltale(Letters):
+    """Speaks of the hint wherever it was given one."""
+
+    async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
+        conversation = await super().episode(example, ports, feedback)
+        return conversation if feedback is None else dataclasses.replace(conversation, reply="As the hint says, b.")
+
+
+def test_refined_rollouts_that_speak_of_the_guidance_are_rejected_unjudged_masked_and_counted():
+    judge = Gentle()
+    drafts, refined = roll(judge, first_failure=None, task=Telltale(TALK.options))
+    assert judge.asked == len(drafts) == len(refined) == 4  # the refined ones were not asked about
+    assert {(r.verdict.outcome, r.verdict.score, r.verdict.judge) for r in refined} == {
+        (Outcome.REJECTED, None, "filter")
+    }
+    assert all("guidance" in r.verdict.detail and r.used_feedback is not None for r in refined)
+    counts = outcome_counts([*drafts, *refined])
+    assert counts["feedback/self_reference_count"] == counts["judge/score_rejected_count"] == 4
+    assert counts["episodes/abandoned_count"] == 0
+    rewards = [view.reward for view in views_of([*drafts, *refined], list(ViewRole)) if view.role != ViewRole.DRAFT]
+    assert rewards == [None] * 8  # neither under x nor under (x, h)
 
 
 def test_a_refined_rollout_whose_partner_failed_keeps_its_place_without_a_score():

@@ -30,11 +30,11 @@ def plain_or_gz(path: Path) -> Path | None:
     return next((p for p in (path, packed, unpacked) if p.is_file()), None)
 
 
-def find_file(path: Path, inside: Sequence[str], what: str) -> Path:
+def find_file(path: Path, inside: Sequence[str], what: str, generated: bool = False) -> Path:
     """Returns the file that `path` names, or the first of the names `inside` that exists in the folder `path`.
 
     Plain and gzipped files stand for each other. Raises MissingInputError saying what to set otherwise; `what` names
-    the wanted data for people.
+    the wanted data for people, `generated` says whether the task can do without.
     """
     if path.is_dir():
         found = next((file for name in inside if (file := plain_or_gz(path / name))), None)
@@ -44,10 +44,8 @@ def find_file(path: Path, inside: Sequence[str], what: str) -> Path:
         return found
     found = plain_or_gz(path)
     if found is None:
-        raise MissingInputError(
-            f"{path}: no such file or folder; set the path to {what}, "
-            "or use the source kind 'generated', which needs none"
-        )
+        instead = ", or use the source kind 'generated', which needs none" if generated else ""
+        raise MissingInputError(f"{path}: no such file or folder; set the path to {what}{instead}")
     return found
 
 

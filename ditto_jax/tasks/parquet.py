@@ -56,7 +56,10 @@ def _released_file(path: Path, task_name: str, split: str) -> Path:
         raise ConfigError(f"split={split!r}: must be one of {', '.join(_SPLITS)}")
     file = path / released_files(task_name).file(split) if path.is_dir() else path
     if not file.is_file():
-        raise MissingInputError(f"{file}: no such file; set the path to the released parquet file of {task_name}")
+        raise MissingInputError(
+            f"{file}: no such file; set the path to the released parquet file of {task_name}, "
+            "which `ditto-jax data fetch` gets"
+        )
     check_file(file)
     return file
 

@@ -47,7 +47,7 @@ class FantomFiles:
             )
         complete = plain_or_gz(path / _COMPLETE) if path.is_dir() else path if ".json" in path.name else None
         if complete is not None:
-            file = find_file(complete, (), f"FANToM's {_COMPLETE}")
+            file = find_file(complete, (), f"FANToM's {_COMPLETE}", generated=True)
             rows = self._questions(file)
             return _counted(read_rows(file, rows, lambda where, row: self._made(file, where, row), self._report))
         examples: list[Example] = []
@@ -211,7 +211,7 @@ def _digest(*texts: str) -> str:
 
 def _belief_files(path: Path, length: str) -> Sequence[Path]:
     if not path.is_dir():
-        return [find_file(path, (), "a FANToM belief file, its folder, or fantom_v1.json")]
+        return [find_file(path, (), "a FANToM belief file, its folder, or fantom_v1.json", generated=True)]
     folder = path / "AutoToM" if (path / "AutoToM").is_dir() else path
     found = [f for f in sorted(folder.iterdir()) if (about := _BELIEF_FILE.match(f.name)) and about["length"] == length]
     if not found:

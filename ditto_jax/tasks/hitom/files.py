@@ -50,7 +50,7 @@ def read_hitom(path: Path, split: str = "test", report: RowReport | None = None)
             f"{path}: the Hi-ToM release has no split {split!r}; use the split 'test', name a file of your own, "
             "or use the source kind 'generated'"
         )
-    file = find_file(path, _INSIDE, "the Hi-ToM file Hi-ToM_data.json")
+    file = find_file(path, _INSIDE, "the Hi-ToM file Hi-ToM_data.json", generated=True)
 
     def example(where: str, row: Any) -> Example:
         if not isinstance(row, dict):

@@ -40,7 +40,7 @@ def read_paratomi(path: Path, split: str = "test", report: RowReport | None = No
         raise ConfigError(f"split={split!r}: must be one of {', '.join(_SPLIT_NAMES)}")
     short = _SPLIT_NAMES[split]
     inside = (f"ToMi/fb_all_{short}.txt", f"fb_all_{short}.txt", f"{short}.txt")
-    file = find_file(path, inside, f"the ToMi stories of the split '{split}'")
+    file = find_file(path, inside, f"the ToMi stories of the split '{split}'", generated=True)
     name = file.name.removesuffix(".gz")
     if name.endswith(".csv"):
         rows, make = csv_rows(file, _COLUMNS), _table_row

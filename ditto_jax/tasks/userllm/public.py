@@ -57,7 +57,7 @@ def read_userllm(path: Path, split: str, subtasks: Sequence[str], report: RowRep
 
 def _files(path: Path) -> list[tuple[Path, _Kind]]:
     if not path.is_dir():
-        file = find_file(path, (), "a question list, opening prompts or chats")
+        file = find_file(path, (), "a question list, opening prompts or chats", generated=True)
         kind = next((kind for kind in _KINDS if file.name.startswith(kind.stem)), None)
         if kind is None:
             names = ", ".join(f"{kind.stem}…" for kind in _KINDS)
