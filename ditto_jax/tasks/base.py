@@ -112,6 +112,7 @@ class Task(abc.ABC, Generic[OptionsT]):
     options_type: ClassVar[type]  # frozen dataclass of task options, filled from configuration
     sources: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # kind of source → splits that it has
     many_turns: ClassVar[bool] = False  # whether the policy may speak more than once in an episode
+    in_character: ClassVar[bool] = False  # whether its replies are somebody's speech, not answers about somebody
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -183,7 +184,7 @@ class Task(abc.ABC, Generic[OptionsT]):
         """Returns True if the policy spoke of the guidance it was given; such refined rollouts are discarded."""
         from ditto_jax.tasks.leak import mentions_guidance
 
-        return any(mentions_guidance(text) for text in conversation.policy_texts)
+        return any(mentions_guidance(text, self.in_character) for text in conversation.policy_texts)
 
     def scripted_reply(self, example: Example, role: str, chat: Chat, rng: random.Random) -> str | None:
         """Returns what the embedded partner says in `role`, or None if the task has no script for it.

@@ -67,12 +67,14 @@ def reference_ngram(feedback: str, reference: str, n: int = 8) -> str:
     return "reference_ngram" if found else ""
 
 
-def mentions_guidance(reply: str) -> bool:
+def mentions_guidance(reply: str, in_character: bool = False) -> bool:
     """Returns True if a refined reply speaks of the guidance it was given (a hint, coaching, a reminder, a reference).
 
     Such a reply makes no sense under the plain prompt. Ordinary uses ("a hint of mint", "I want your feedback") pass.
+    in_character: the reply is somebody's speech, and people speak of hints, reminders and advice that others gave
+    them; only what can mean nothing but words from outside the scene counts.
     """
-    return any(pattern.search(reply) for pattern in _GUIDANCE)
+    return any(pattern.search(reply) for pattern in (_GUIDANCE_IN_CHARACTER if in_character else _GUIDANCE))
 
 
 def _tokens(text: str) -> list[str]:
@@ -180,5 +182,22 @@ _GUIDANCE = tuple(
         r"\bas\s+(?:(?:was|you)\s+)?(?:hinted|coached|reminded|advised\s+above)\b",
         r"\b(?:i|we)\s+(?:was|were|am|are|have\s+been)\s+(?:hinted|coached|reminded|given\s+a\s+hint)\b",
         r"\breference\s+(?:response|answer)s?\b",
+    )
+)
+
+# In character "the hint" may be anybody's; words from outside are called by their label, or cited as instructions are.
+_OUTSIDE = r"(?:guidance|coaching(?:\s+(?:notes?|advice|message))?|feedback|hints?|private\s+notes?|instructions?)"
+_PRIVATE = r"(?:private|coaching|given|provided|above)"
+_GUIDANCE_IN_CHARACTER = tuple(
+    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+    for pattern in (
+        rf"\b(?:according\s+to|based\s+on|following|per)\s+(?:the|this)\s+(?:{_PRIVATE}\s+)*{_OUTSIDE}\b(?!\s+of\b)",
+        rf"\b(?:the|this|my|that)\s+{_PRIVATE}\s+(?:hints?|guidance|notes?|feedback|reminders?|instructions?|advice)\b",
+        r"\b(?:the|this)\s+(?:guidance|coaching|feedback)\s+(?:says?|said|tells?|told|suggests?|asks?|reminds?)\b",
+        r"\b(?:the|this)\s+hint\s+(?:says|tells|suggests|asks)\b",
+        r"^\W*(?:private\s+(?:note|hint|guidance)|hint|guidance|coaching(?:\s+notes?)?)\s*:",
+        r"\bas\s+(?:(?:was|i\s+was|you)\s+)?(?:hinted|coached)\b",
+        r"\bi(?:\s+was|['’]ve\s+been|\s+have\s+been)\s+(?:coached|given\s+(?:a\s+|the\s+|this\s+)?(?:hint|feedback|guidance))\b",
+        r"\breference\s+(?:response|answer|reply|dialogue)s?\b",
     )
 )

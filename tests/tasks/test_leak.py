@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ditto_jax.tasks.data_files import find_file, read_text
 from ditto_jax.tasks.leak import leak_rule, mentions_guidance, reference_ngram
+from ditto_jax.tasks.registry import get_task
+from ditto_jax.types import Conversation, Example
 
 LETTERS = st.sampled_from(string.ascii_uppercase)
 CONSONANT_WORDS = st.lists(st.text("bcdfghjklm", min_size=2, max_size=8), min_size=1, max_size=20)
@@ -184,3 +187,56 @@ def test_replies_that_speak_of_their_guidance_are_found(reply):
 )
 def test_ordinary_replies_pass(reply):
     assert not mentions_guidance(reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Following the hint, I shall be colder to him.",
+        "(following the private note, she sits)",
+        "As coached, I raise my price.",
+        "The feedback says that I should ask twice. Will you?",
+        "Hint: ask about the price first.",
+        "Private note: be kind.\nGood morning.",
+        "I was given feedback, so I will be brief.",
+        "My coaching notes want me to leave now.",
+        "This matches the reference dialogue.",
+    ],
+)
+def test_characters_who_speak_of_words_from_outside_the_scene_are_found(reply):
+    assert mentions_guidance(reply, in_character=True)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "He took the hint, and soon began to speak of the house.",
+        "Your hint was plain enough, sir.",
+        "I am reminded of your mother.",
+        "Can you set the reminder for nine?",
+        "any hints?",
+        "Following the advice of my aunt, I refuse.",
+        "According to the hint of smoke on the horizon, we are close.",
+        "Given your reminder, I have brought the letter.",
+    ],
+)
+def test_hints_reminders_and_advice_of_other_people_are_fiction(reply):
+    assert not mentions_guidance(reply, in_character=True)
+
+
+def test_no_paragraph_of_two_novels_speaks_of_guidance_in_character(soul_data_dir):
+    """The common filter would discard eleven of them: "he took the hint" is enough for it."""
+    found = {False: 0, True: 0}
+    for name in ("pride_and_prejudice.txt", "moby-dick.txt"):
+        for paragraph in read_text(find_file(soul_data_dir / "novels", (name,), "a novel")).split("\n\n"):
+            for in_character in found:
+                found[in_character] += mentions_guidance(paragraph, in_character)
+    assert found[True] == 0 < found[False]
+
+
+@pytest.mark.parametrize("name", ["coser", "sotopia", "mirrorbench", "userllm", "hitom", "twinvoice"])
+def test_tasks_that_play_somebody_use_the_filter_for_characters(name):
+    task, said = get_task(name), Conversation((), "He took the hint, and left.")
+    example = Example(name, "x", {}, "")
+    assert task.self_reference(example, said) == (name in ("hitom", "twinvoice"))
+    assert task.self_reference(example, Conversation((), "Following the hint, I leave."))

@@ -87,6 +87,7 @@ class CoSER(SoulTask[CoSEROptions]):
     version = "1"
     options_type = CoSEROptions
     many_turns = True
+    in_character = True
     sources: ClassVar = {"files": ("train", "test"), "parquet": SPLITS}
 
     def read_files(self, path: Path, source: Source) -> list[Example]:

@@ -95,6 +95,7 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
     version = "1"
     options_type = MirrorBenchOptions
     many_turns = True
+    in_character = True
     sources: ClassVar = {"files": ("test",), "parquet": SPLITS}
 
     def read_files(self, path: Path, source: Source) -> list[Example]:

@@ -95,6 +95,7 @@ class Sotopia(SoulTask[SotopiaOptions]):
     version = "1"
     options_type = SotopiaOptions
     many_turns = True
+    in_character = True
     sources: ClassVar = {"generated": SPLITS, "files": SPLITS, "parquet": SPLITS}
 
     def generate(self, split: str, count: int, seed: int) -> list[Example]:

@@ -57,6 +57,7 @@ class UserLLM(SoulTask[UserLLMOptions]):
     name = "userllm"
     version = "1"
     options_type = UserLLMOptions
+    in_character = True
     sources: ClassVar = {"generated": SPLITS, "files": SPLITS, "parquet": SPLITS}
 
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
