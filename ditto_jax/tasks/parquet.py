@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 
-from ditto_jax.errors import ConfigError, DataError, MissingInputError
+from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.data_files import bad_row, take
 from ditto_jax.tasks.manifest import check_file
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.released import released_files, unusable
 from ditto_jax.tasks.rows import read_rows
+from ditto_jax.tasks.splits import SPLITS
 from ditto_jax.types import Example
 
 if TYPE_CHECKING:
     from ditto_jax.tasks.soul_task import SoulTask
 
 _COLUMNS = ("data_source", "extra_info")
-_SPLITS = ("train", "validation", "test")
 
 
 def read_parquet(path: Path, task: SoulTask[Any], source: Source) -> list[Example]:
@@ -52,8 +53,7 @@ def read_parquet(path: Path, task: SoulTask[Any], source: Source) -> list[Exampl
 
 
 def _released_file(path: Path, task_name: str, split: str) -> Path:
-    if split not in _SPLITS:
-        raise ConfigError(f"split={split!r}: must be one of {', '.join(_SPLITS)}")
+    check_choice("split", split, SPLITS)
     file = path / released_files(task_name).file(split) if path.is_dir() else path
     if not file.is_file():
         raise MissingInputError(

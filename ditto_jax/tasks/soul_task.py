@@ -15,6 +15,7 @@ from ditto_jax.errors import ConfigError
 from ditto_jax.feedback import PLACEMENTS, with_feedback
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Source, Task
 from ditto_jax.tasks.data_files import take
+from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.source import needed_limit, needed_path
 from ditto_jax.types import Chat, Example, Message
 
@@ -45,14 +46,9 @@ class SoulOptions:
     max_words: int = 4000
 
     def __post_init__(self):
-        if self.reward not in REWARDS:
-            raise ConfigError(f"options.reward={self.reward!r}: must be one of {', '.join(REWARDS)}")
-        if self.feedback_placement not in PLACEMENTS:
-            raise ConfigError(
-                f"options.feedback_placement={self.feedback_placement!r}: must be one of {', '.join(PLACEMENTS)}"
-            )
-        if self.max_words < 2:
-            raise ConfigError(f"options.max_words={self.max_words}: must be at least 2, for example 4000")
+        check_choice("options.reward", self.reward, REWARDS)
+        check_choice("options.feedback_placement", self.feedback_placement, PLACEMENTS)
+        check_at_least("options.max_words", self.max_words, 2, example=4000)
 
 
 OptionsT = TypeVar("OptionsT", bound=HasPlacement)

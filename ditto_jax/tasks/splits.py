@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from ditto_jax.errors import ConfigError, DataError
+from ditto_jax.errors import DataError
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.types import Example
 
 SPLITS = ("train", "validation", "test")
@@ -35,8 +36,7 @@ def split_of(group: str) -> str:
 
 def of_split(examples: Sequence[Example], group: Callable[[Example], str], split: str) -> list[Example]:
     """Returns the examples whose group belongs to `split`. Raises ConfigError for an unknown split."""
-    if split not in SPLITS:
-        raise ConfigError(f"source.split={split!r}: must be one of {', '.join(SPLITS)}")
+    check_choice("source.split", split, SPLITS)
     return [example for example in examples if split_of(group(example)) == split]
 
 

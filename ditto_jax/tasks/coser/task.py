@@ -30,6 +30,7 @@ from ditto_jax.tasks.data_files import find_file
 from ditto_jax.tasks.dialogue import cut_middle
 from ditto_jax.tasks.leak import reference_ngram
 from ditto_jax.tasks.lexical import word_tokens
+from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.soul_task import SoulOptions, SoulTask
 from ditto_jax.tasks.splits import SPLITS, group_name
 from ditto_jax.types import Chat, Conversation, Example, Message, Outcome, Turn, Verdict
@@ -71,11 +72,9 @@ class CoSEROptions(SoulOptions):
                 f"{where}.feedback_placement={self.feedback_placement!r}: must be system: a character may hear others "
                 "before anybody addresses it, so there is no user message to end with"
             )
-        for name in ("max_rounds", "min_rounds", "turn_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{where}.{name}={getattr(self, name)}: must be at least 1, for example 10")
-        if self.scoring not in SCORINGS:
-            raise ConfigError(f"{where}.scoring={self.scoring!r}: must be one of {', '.join(SCORINGS)}")
+        for name, example in (("max_rounds", 10), ("min_rounds", 6), ("turn_words", 60)):
+            check_at_least(f"{where}.{name}", getattr(self, name), 1, example)
+        check_choice(f"{where}.scoring", self.scoring, SCORINGS)
         if not 1.0 <= self.think_penalty < float("inf"):
             raise ConfigError(f"{where}.think_penalty={self.think_penalty}: must be 1 (no penalty) or more, usually 2")
 

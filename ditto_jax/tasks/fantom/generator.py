@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.keys import derive
 from ditto_jax.tasks.fantom.rows import fantom_row, with_options
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.splits import SPLITS, group_name, split_of
 from ditto_jax.types import Example
 
@@ -139,8 +139,7 @@ def generate_fantom(
     whole_sets: all questions of a chat in a row, as the scores over sets need them; otherwise one of each chat.
     Raises ConfigError for an unknown split.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: must be one of {', '.join(SPLITS)}; for example 'train'")
+    check_choice("split", split, SPLITS)
     examples: list[Example] = []
     number = 0
     while len(examples) < count:

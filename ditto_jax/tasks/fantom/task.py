@@ -24,7 +24,7 @@ from ditto_jax.tasks.fantom.files import FantomFiles
 from ditto_jax.tasks.fantom.generator import generate_fantom
 from ditto_jax.tasks.fantom.metrics import set_metrics
 from ditto_jax.tasks.fantom.rows import LENGTHS, fantom_row
-from ditto_jax.tasks.generation import check_choice
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.soul_task import SoulOptions, SoulTask
 from ditto_jax.tasks.splits import SPLITS, group_name
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict

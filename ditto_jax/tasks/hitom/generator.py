@@ -16,15 +16,8 @@ from ditto_jax.feedback import PLACEMENTS
 from ditto_jax.tasks.belief.oracle import HITOM, trace_belief
 from ditto_jax.tasks.belief.story import Event, Kind, Question, render_story, renumber
 from ditto_jax.tasks.belief.words import ANIMALS, BELONGINGS, WAITING_ROOM, Words, words_for
-from ditto_jax.tasks.generation import (
-    PROMPT_STYLES,
-    belongs_to,
-    check_choice,
-    check_members,
-    check_probability,
-    check_range,
-    story_digest,
-)
+from ditto_jax.tasks.generation import PROMPT_STYLES, belongs_to, story_digest
+from ditto_jax.tasks.option_checks import check_choice, check_members, check_probability, check_range
 from ditto_jax.types import Example
 
 _MAX_ATTEMPTS = 200

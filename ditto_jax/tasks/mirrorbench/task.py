@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.judge.fence import FENCE_NOTE, fence
 from ditto_jax.tasks.answers import visible_text
 from ditto_jax.tasks.base import JudgeRequest, Ports, Scored, Source
@@ -25,6 +24,7 @@ from ditto_jax.tasks.dialogue import Voice, cut_middle, transcript
 from ditto_jax.tasks.leak import reference_ngram
 from ditto_jax.tasks.lexical import TOKENIZER, hdd, mattr, word_tokens, yules_k, z_scores
 from ditto_jax.tasks.mirrorbench.files import mirror_example, read_mirrorbench
+from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.soul_task import SoulOptions, SoulTask
 from ditto_jax.tasks.splits import SPLITS, group_name
 from ditto_jax.types import Chat, Conversation, Example, Message, Outcome, Turn, Verdict
@@ -80,12 +80,8 @@ class MirrorBenchOptions(SoulOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_turns < 1:
-            raise ConfigError(
-                f"tasks.mirrorbench.options.max_turns={self.max_turns}: must be at least 1, for example 10"
-            )
-        if self.assistant not in ("llm", "replay"):
-            raise ConfigError(f"tasks.mirrorbench.options.assistant={self.assistant!r}: must be llm or replay")
+        check_at_least("tasks.mirrorbench.options.max_turns", self.max_turns, 1, example=10)
+        check_choice("tasks.mirrorbench.options.assistant", self.assistant, ("llm", "replay"))
 
 
 class MirrorBench(SoulTask[MirrorBenchOptions]):

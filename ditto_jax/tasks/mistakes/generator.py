@@ -11,8 +11,8 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.keys import derive
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.splits import SPLITS, group_name, split_of
 from ditto_jax.types import Example
 
@@ -127,8 +127,7 @@ BUGS: Mapping[str, Bug] = {
 
 def generate_mistakes(split: str, count: int, seed: int) -> list[Example]:
     """Returns `count` examples, ids "mistakes-generated-<split>-<seed>-<k>". Raises ConfigError for unknown splits."""
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: must be one of {', '.join(SPLITS)}; for example 'train'")
+    check_choice("split", split, SPLITS)
     return [_example(split, seed, k) for k in range(count)]
 
 

@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ditto_jax.errors import ConfigError, DataError, MissingInputError
+from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.tasks.data_files import plain_or_gz, read_json, read_text
 from ditto_jax.tasks.fields import Fields, fields_of
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.rows import LeftOut, RowReport, json_lines, read_rows
 from ditto_jax.tasks.sotopia.scene import POSITIONS, Side, scene_payload
 from ditto_jax.tasks.splits import SPLITS, split_of
@@ -65,8 +66,7 @@ def read_sotopia(path: Path, split: str, report: RowReport, only_hard: bool = Fa
     the scenario says which.
     Raises MissingInputError (absent path), ConfigError (unknown split) or DataError (file, row, field, rule).
     """
-    if split not in SPLITS:
-        raise ConfigError(f"source.split={split!r}: must be one of {', '.join(SPLITS)}")
+    check_choice("source.split", split, SPLITS)
     rows = _official_rows(path, report) if split == "test" else _pilot_rows(path, report)
     hard = _hard_environments(path) if split == "test" else frozenset()
     if only_hard and not hard:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.keys import derive
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.sotopia.bargaining import Bargaining
 from ditto_jax.tasks.sotopia.scene import POSITIONS, Side, scene_payload
 from ditto_jax.tasks.sotopia.scheduling import Scheduling
@@ -34,8 +34,7 @@ _MANNERS = (
 
 def generate_sotopia(split: str, count: int, seed: int) -> list[Example]:
     """Returns `count` scenes, ids "sotopia-generated-<split>-<seed>-<k>", the kinds in turn. Raises ConfigError."""
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: must be one of {', '.join(SPLITS)}; for example 'train'")
+    check_choice("split", split, SPLITS)
     return [_example(split, seed, k) for k in range(count)]
 
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import pydantic
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, Source
 from ditto_jax.tasks.dialogue import Voice, transcript
 from ditto_jax.tasks.leak import leak_rule
+from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.sotopia import scoring
 from ditto_jax.tasks.sotopia.actions import GESTURE, LEAVE, SPEAK, Action, heard, read_action
 from ditto_jax.tasks.sotopia.coaching import brief_question, private_leak
@@ -76,16 +76,14 @@ class SotopiaOptions(SoulOptions):
             ("thinking", ("off", "on", "any")),
             ("stand_in_score", ("rules", "judge")),
         ):
-            if (value := getattr(self, name)) not in allowed:
-                raise ConfigError(f"tasks.sotopia.options.{name}={value!r}: must be one of {', '.join(allowed)}")
-        for name, least, good in (
+            check_choice(f"tasks.sotopia.options.{name}", getattr(self, name), allowed)
+        for name, least, example in (
             ("max_turns", 2, 15),
             ("leave_from", 0, 5),
             ("max_turn_words", 2, 2048),
             ("feedback_words", 20, 1000),
         ):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"tasks.sotopia.options.{name}={value}: must be at least {least}, for example {good}")
+            check_at_least(f"tasks.sotopia.options.{name}", getattr(self, name), least, example)
 
 
 class Sotopia(SoulTask[SotopiaOptions]):

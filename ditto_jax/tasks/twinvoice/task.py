@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.choice_task import ChoiceTask, lettered
 from ditto_jax.tasks.dialogue import cut_middle
 from ditto_jax.tasks.leak import reference_ngram
+from ditto_jax.tasks.option_checks import check_at_least
 from ditto_jax.tasks.soul_task import SoulOptions
 from ditto_jax.tasks.splits import SPLITS
 from ditto_jax.tasks.twinvoice.files import read_twinvoice, twinvoice_released
@@ -43,10 +43,7 @@ class TwinVoiceOptions(SoulOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.max_history < 1:
-            raise ConfigError(
-                f"tasks.twinvoice.options.max_history={self.max_history}: must be at least 1, for example 30"
-            )
+        check_at_least("tasks.twinvoice.options.max_history", self.max_history, 1, example=30)
 
 
 class TwinVoice(ChoiceTask[TwinVoiceOptions]):

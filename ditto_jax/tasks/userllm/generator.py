@@ -11,8 +11,8 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.keys import derive
+from ditto_jax.tasks.option_checks import check_choice
 from ditto_jax.tasks.splits import SPLITS, group_name, split_of
 from ditto_jax.tasks.userllm.turns import AI, CSQA, END, NQ, PRISM, USER, UserTurn, chat_text, csqa_turn, nq_turn
 from ditto_jax.types import Example
@@ -150,8 +150,7 @@ def generate_userllm(split: str, count: int, seed: int, subtasks: Sequence[str])
 
     Raises ConfigError for unknown splits.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: must be one of {', '.join(SPLITS)}; for example 'train'")
+    check_choice("split", split, SPLITS)
     return [_turn(split, seed, k, subtasks).example(f"userllm-generated-{split}-{seed}-{k}") for k in range(count)]
 
 
