@@ -116,6 +116,20 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+# What makes a row of the evaluation part share no story, book, chat, question or person with the training row.
+HELD_OUT: Mapping[str, Mapping[str, Any]] = {
+    "fantom": {"set_id": "8-0-0"},
+    "hitom": {"story": "1 Bea entered the den.\n2 The pear is in the red_box."},
+    "paratomi": {"story": "['Ann walked into the den.', 'The box has the pear.']"},
+    "coser": {"circumstance": json.dumps({**_SCENE, "book": "The Salt House", "scenario": "Morning in the shop."})},
+    "lifechoices": {"book": "The Salt House", "character_name": "Ida Moss"},
+    "sotopia": {"scenario": "Two people share a garden."},
+    "mistakes": {"QuestionText": "20 + 3"},
+    "mirrorbench": {"conversation_id": "c2"},
+    "userllm": {"intent": "mend a chair"},
+    "twinvoice": {"user_id": "u8"},
+}
+
 
 def write_released(file: Path, task: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes rows in the released envelope, numbered from 0; returns the file."""
@@ -131,5 +145,6 @@ def write_part(folder: Path, part: str = "train", copies: int = 3) -> Path:
     """Writes a file of every task for one part of the release, below `folder`; returns `folder`."""
     assert part in PARTS
     for name, row in ROWS.items():
-        write_released(folder / part / SOUL[name].file(part), name, [row] * copies)
+        told_apart = row if part == "train" else {**row, **HELD_OUT[name]}
+        write_released(folder / part / SOUL[name].file(part), name, [told_apart] * copies)
     return folder

@@ -12,6 +12,7 @@ import pytest
 
 from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig, SourceConfig, TaskConfig, TrainConfig
 from ditto_jax.config_io import load_config
+from ditto_jax.evaluate import read_evaluations
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.slots import SamplerShapes
@@ -21,7 +22,8 @@ from tests.judge.server import Received, fails, says, serving
 from tests.released_rows import write_part
 from tests.tiny_run import contents, run_config, status, train_quietly
 
-STEPS, DRAFTS, FAILED_CALL = 2, 2, 5
+STEPS, DRAFTS, FAILED_CALL = 2, 2, 2
+TRAINED_SCENES = ("share a kitchen", "Evening in the shop")
 WORDS = "Look at it once more, from where the person stands."
 TALKING = {"coser": {"next_speaker"}, "sotopia": {"partner"}, "mirrorbench": {"assistant"}}
 ROLES = ("narrator", "next_speaker", "partner", "assistant")
@@ -43,10 +45,13 @@ def least(schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
 
 
 class Everybody:
-    """Answers as judge and coach by the schema asked for, and as anybody else in plain words, but for one call."""
+    """Answers as judge and coach by the schema asked for, and as anybody else in plain words, but for one call.
+
+    That one is of a scene of the training rows, so that no measured score is lost.
+    """
 
     def __init__(self):
-        self.spoken = 0
+        self.trained_on = 0
 
     def __call__(self, handler: Any) -> None:
         asked = handler.received.json
@@ -54,15 +59,18 @@ class Everybody:
             schema = asked["response_format"]["json_schema"]["schema"]
             says(json.dumps(least(schema, schema.get("$defs", {}))))(handler)
             return
-        self.spoken += 1
-        (fails(500) if self.spoken == FAILED_CALL else says("I see. Please go on."))(handler)
+        of_training = any(scene in json.dumps(asked["messages"]) for scene in TRAINED_SCENES)
+        self.trained_on += of_training
+        failing = of_training and self.trained_on == FAILED_CALL
+        (fails(500) if failing else says("I see. Please go on."))(handler)
 
 
 @pytest.fixture(scope="module")
 def mixture(policy_folder, tmp_path_factory) -> tuple[RunDirectory, list[Received]]:
-    """Two steps over a row of every task, by a policy that was made for none of them."""
+    """Two steps over a row of every task, measured before and after, by a policy that was made for none of them."""
     folder = tmp_path_factory.mktemp("mixture")
     rows = write_part(folder / "rows")
+    write_part(folder / "rows", "eval")
     with pytest.MonkeyPatch.context() as patch, serving(Everybody()) as server:
         patch.delenv("OPENAI_API_KEY", raising=False)
         config = run_config(policy_folder, folder, **settings(server.base_url, rows))
@@ -71,17 +79,19 @@ def mixture(policy_folder, tmp_path_factory) -> tuple[RunDirectory, list[Receive
 
 def settings(url: str, rows: Path) -> dict[str, Any]:
     endpoint = {"kind": "openai", "base_url": url, "max_retries": 0, "unparsable_retries": 0, "max_concurrent": 1}
-    source = SourceConfig(kind="parquet", path=str(rows / "train"))
-    return {
-        "tasks": tuple(
+
+    def tasks(source: SourceConfig, ending: str = "") -> tuple[TaskConfig, ...]:
+        judges = {"userllm": {"model": "other-judge"}}
+        return tuple(
             TaskConfig(
-                name,
-                source=source,
-                options=OPTIONS.get(name, {}),
-                judge={"model": "other-judge"} if name == "userllm" else {},
+                name, label=name + ending, source=source, options=OPTIONS.get(name, {}), judge=judges.get(name, {})
             )
             for name in SOUL
-        ),
+        )
+
+    held_out = SourceConfig(kind="parquet", path=str(rows / "eval"), split="test", limit=2, overlong="skip")
+    return {
+        "tasks": tasks(SourceConfig(kind="parquet", path=str(rows / "train"), limit=3, overlong="skip")),
         "judge": JudgeConfig(model="judge", **endpoint),
         "partner": PartnerConfig(model="partner", **endpoint),
         "endpoints": (
@@ -91,7 +101,7 @@ def settings(url: str, rows: Path) -> dict[str, Any]:
         "rollout": RolloutConfig(prompts_per_step=len(SOUL), num_generations=DRAFTS, max_completion_length=400),
         "sampler": SamplerShapes(prefix=(1280,), tail=(1, 512), max_new_tokens=12, max_rows=16, chunk=12),
         "train": TrainConfig(max_steps=STEPS, micro_batch=8, prefix=(1280,), suffix=(1280,), lanes=2),
-        "evaluation": EvalConfig(),
+        "evaluation": EvalConfig(tasks=tasks(held_out, "-heldout"), temperature=1.0, bootstrap=20),
         "save_steps": STEPS,
     }
 
@@ -160,6 +170,25 @@ def test_everyone_who_spoke_judged_or_coached_is_named(mixture):
     assert any(row["role"] == "refined" and row["used_feedback"] == WORDS for row in rows)
 
 
+def test_held_out_rows_of_every_task_are_measured_before_and_after_and_never_coached(mixture):
+    run, received = mixture
+    records = {(record["label"], record["step"]): record for record in read_evaluations(run)}
+    assert set(records) == {(f"{name}-heldout", step) for name in SOUL for step in (0, STEPS)}
+    judged = {"coser": "judge", "sotopia": "judge", "mirrorbench": "judge", "userllm": "other-judge"}
+    for record in records.values():
+        task = record["task"]
+        assert record["rows"]["found"] == 3 and record["rows"]["used"] == sum(record["outcomes"].values()) == 2
+        assert record["n"] == record["outcomes"]["score_ok_count"] == 2 and record["temperature"] == 1.0
+        assert record["source"]["kind"] == "parquet" and record["source"]["split"] == "test"
+        assert set(record["partners"]) >= TALKING.get(task, set())
+        assert all(who.startswith("openai:") for who in record["partners"].values())
+        models = {who.partition("@")[0] for who in record["scored_by"]}
+        assert models <= {"rules", f"openai:{judged.get(task)}"}
+    drafts = [row for rows in contents(run).values() for row in rows if row["feedback"]]
+    coached = sum(request.json["model"] == "coach" for request in received)
+    assert coached - 1 == len(drafts) > 0  # the first call asks whether the coach is there at all
+
+
 def test_the_preset_has_the_ten_tasks_and_the_papers_hyper_parameters():
     config, _ = load_config(RunConfig, ["soul_8b.yaml"])
     assert [task.name for task in config.tasks] == list(SOUL)
@@ -179,5 +208,8 @@ def test_the_preset_has_the_ten_tasks_and_the_papers_hyper_parameters():
         10.0,
     )
     assert (config.train.max_steps, config.train.updates_per_step, config.save_steps) == (120, 4, 50)
+    assert {t.name: t.judge for t in config.evaluation.tasks} == {t.name: t.judge for t in config.tasks}
+    sources = {(t.source.kind, t.source.split, t.source.overlong) for t in config.evaluation.tasks}
+    assert sources == {("parquet", "test", "skip")} and config.evaluation.every == 5
     until = {task.name: task.feedback.until_step for task in config.tasks if task.feedback.until_step is not None}
     assert until == {"hitom": 99, "coser": 29, "mistakes": 89}

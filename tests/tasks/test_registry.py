@@ -12,6 +12,7 @@ from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.tasks import registry
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.paratomi.task import ParaToMi
+from ditto_jax.tasks.released import unusable
 from ditto_jax.types import Conversation
 
 
@@ -28,6 +29,21 @@ def test_built_in_tasks_are_found_by_name():
 def test_an_unknown_name_names_the_nearest_and_all_known_tasks():
     with pytest.raises(ConfigError, match=r"'hitm' is unknown; did you mean 'hitom'\? known tasks: hitom, paratomi"):
         registry.get_task("hitm")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("social_r1", "behavior_chain", "sim_arena_math", "sim_arena_doc", "humanual", "alignx", "socsci210"),
+        *(f"humanual-{part}" for part in ("book", "chat", "email", "news", "opinion", "politics")),
+        *(f"alignx_{part}" for part in ("demo", "pair", "ugc", "arbitrary", "history16")),
+        *("humanllm", "behaviorchain", "sim_math", "sim_doc", "humanual_book", "humanual_politics"),  # launchers' names
+    ],
+)
+def test_tasks_beyond_the_ten_are_known_names_and_not_yet_here(name: str):
+    with pytest.raises(ConfigError, match=f"task '{name}' is known but not yet here; known tasks: hitom, paratomi"):
+        registry.get_task(name)
+    assert "known but not yet a task of this suite; usable: fantom, hitom" in unusable(name)
 
 
 def test_an_unknown_option_names_the_nearest_known_one():
