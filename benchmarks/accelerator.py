@@ -40,7 +40,7 @@ from ditto_jax.metrics import Stopwatch
 from ditto_jax.objective import ObjectiveConfig
 from ditto_jax.prompts import LoadedTask, PromptStream
 from ditto_jax.setup import assemble
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tasks.base import Source
 from launch.environment import set_defaults
 from model.config import ModelConfig

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
 from ditto_jax.objective import ObjectiveConfig, make_objective
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 from ditto_jax.strict import build
 from model.lora import LoraConfig

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ditto_jax.slots import bucket
+from ditto_jax.slot_shapes import bucket
 
 # What row arrays have room for: lanes of much shorter suffixes are not filled.
 _ROWS_A_LANE = 12

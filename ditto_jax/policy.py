@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ditto_jax.chat import ChatFormat, make_chat_format
 from ditto_jax.errors import ConfigError, MissingInputError, ModelError
 from ditto_jax.sampler import Sampler
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.errors import UnsupportedModel, WeightsError

@@ -14,7 +14,7 @@ from ditto_jax.config import TrainConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError
 from ditto_jax.prompts import LoadedTask, Prompt
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 
 
 @dataclasses.dataclass(frozen=True)

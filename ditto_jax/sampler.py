@@ -2,40 +2,29 @@
 
 Waiting requests take the slots of finished ones at chunk boundaries, so that a long reply does not hold up the rest.
 Which request stands where is a function of the requests and of what was drawn, never of time. Knows token ids and stop
-rules; knows nothing of tasks, rewards or judges. Layout is decided in `slots.py`, device work in `model/generate.py`.
+rules; knows nothing of tasks, rewards or judges. Layout is decided in `slots.py`, device work in `slot_state.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.kept_keys import KeptGroup, kept_row
-from ditto_jax.slots import SampleRequest, SamplerShapes, Slot, SlotPlan, apart_where_needed, plan_slots
+from ditto_jax.slot_shapes import CallShapes, SamplerShapes, reachable
+from ditto_jax.slot_state import Decoding, SlotState, no_prompts, row_shards
+from ditto_jax.slots import SampleRequest, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
+from ditto_jax.warm_up import visit
 from model.config import ModelConfig
-from model.generate import (
-    DecodeState,
-    Drawn,
-    Kept,
-    PromptBatch,
-    admit,
-    carry_over,
-    compact,
-    decode_chunk,
-    empty_state,
-    widen,
-)
-from model.llama import Params, Prefix, unstack
-from model.partition import ACTIVATION_RULES, decode_state_shardings
+from model.generate import Drawn, Kept, PromptBatch
+from model.llama import Params, unstack
 from model.sampling import SamplingParams
 
 
@@ -108,19 +97,45 @@ class Sampler:
             self._check(request)
         if requests:
             known = self._kept.of(params) if self._kept else {}
-            try:
-                plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
-            except ConfigError:  # a tail is too long; rows that stand alone may use the prefix bucket too
-                requests = apart_where_needed(requests, self.shapes)
-                plan = plan_slots(requests, self.shapes, _shards(self.mesh), known)
+            plan = plan_slots(requests, self.shapes, row_shards(self.mesh), known)
             self.prefix_tokens_reused += plan.tokens_shared
             self.kept_tokens_reused += plan.tokens_kept
-            call = _Call(
-                self, plan, params, requests, sampling, stop_strings, keep_rows, self._kept and self._kept.keys
-            )
+            state = self._slot_state(sampling, params, plan.shapes, self._kept and self._kept.keys)
             self._kept = None
+            call = _Call(self, plan, state, requests, stop_strings, keep_rows)
             yield from call.run()
             self._kept = _Kept(jax.tree.leaves(params), *call.leaves_behind())
+
+    def warm_up(
+        self,
+        params: Params,
+        sampling: SamplingParams,
+        members: int,
+        longest: int | None = None,
+        many_turns: bool = False,
+    ) -> int:
+        """Compiles what `generate` may run for groups of up to `members` prompts of up to `longest` tokens (default:
+        the model's context), by running it on empty slots; returns how many shapes of calls there are.
+
+        many_turns: whether rows may continue those of an earlier call. Their number is the product of the buckets of
+        `SamplerShapes`: few of them make this quick.
+        """
+        context = self.config.max_position_embeddings
+        classes = reachable(self.shapes, members, min(longest or context, context), many_turns, row_shards(self.mesh))
+        visit(classes, lambda shapes, kept: self._slot_state(sampling, params, shapes, kept), many_turns)
+        return len(classes)
+
+    def _slot_state(self, sampling: SamplingParams, params: Params, shapes: CallShapes, kept: Kept | None) -> SlotState:
+        decoding = Decoding(
+            config=self.config,
+            sampling=sampling,
+            stop_ids=self.stop_ids,
+            mesh=self.mesh,
+            steps=self.shapes.chunk,
+            kv_dtype=self.shapes.kv_dtype,
+            unstacked=self.unstacks_layers,
+        )
+        return SlotState(decoding, shapes, params, unstack(params, self.config) if decoding.unstacked else params, kept)
 
     def release(self) -> None:
         """Gives up the keys that were kept for the next call: before an update, which needs the memory and makes them
@@ -143,15 +158,14 @@ class Sampler:
             )
 
 
-def _shards(mesh: Mesh | None) -> int:
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 @dataclasses.dataclass
 class _Row:
-    """A request that is being decoded, how many of its tokens lie in its slot's prefix, and what it has drawn."""
+    """A request that is being decoded, its group, how many of its tokens lie in its slot's prefix, and what it has
+    drawn.
+    """
 
     request: int
+    group: int
     prefix_length: int
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -159,118 +173,71 @@ class _Row:
 
 
 class _Call:
-    """One call of `generate`: the device state, who stands in which row, and who waits."""
+    """One call of `generate`: the slots on the device, who stands in which row, and who waits."""
 
     def __init__(
         self,
         sampler: Sampler,
         plan: SlotPlan,
-        params: Params,
+        state: SlotState,
         requests: Sequence[SampleRequest],
-        sampling: SamplingParams,
         stop_strings: Sequence[str],
         keep_rows: bool,
-        kept: Kept | None,
     ):
         self._sampler = sampler
-        self._shards = _shards(sampler.mesh)
-        self._plan = plan
-        self._params = params
-        self._unstacked = sampler.unstacks_layers
-        self._decode_params = unstack(params, sampler.config) if self._unstacked else params
+        self._shapes = plan.shapes
+        self._state = state
         self._requests = requests
         self._stop_strings = stop_strings
-        self._static = {"config": sampler.config, "sampling": sampling, "stop_ids": sampler.stop_ids}
         self._keep_rows = keep_rows
-        self._kept = kept
         self._prefixes: dict[int, KeptGroup] = {}
-        self._ran: dict[int, tuple[int, np.ndarray]] = {}  # by row: which request, and the tokens after the prefix
+        self._ran: dict[int, tuple[int, np.ndarray]] = {}  # by row: of which group, and the tokens after the prefix
         self._waiting = deque(plan.waiting)
         self._rows: dict[int, _Row] = {}
-        self._slots = plan.slots
-        self._ring = plan.ring[0]
-        self._cancelled = np.zeros(plan.slots * plan.rows_per_slot, bool)
-        self._state = self._empty()
-        self._whole_prefix: Prefix | None = None  # of all slots, once the call has left some behind
+        self._cancelled = np.zeros(state.rows, bool)
 
     def leaves_behind(self) -> tuple[Kept, dict[int, KeptGroup]]:
         """Returns the keys of the slots' last contents, and which group's they are."""
-        prefix = self._whole_prefix or self._state.prefix
-        if not self._keep_rows:
-            return Kept(prefix, None), self._prefixes
-        positions = jax.device_get(self._state.cache.positions)
-        groups = dict(self._prefixes)
-        for row, (request, ids) in self._ran.items():
-            group = self._requests[request].group
+        kept, groups = self._state.leaves_behind(self._keep_rows), dict(self._prefixes)
+        if kept.cache is None:
+            return kept, groups
+        positions = jax.device_get(kept.cache.positions)
+        for row, (group, ids) in self._ran.items():
             if group in groups:
-                slot, start = row // self._plan.rows_per_slot, len(groups[group].ids)
+                slot, start = row // self._shapes.rows_per_slot, len(groups[group].ids)
                 there = kept_row(slot, row, ids, start, positions[row])
                 groups[group] = dataclasses.replace(groups[group], rows=(*groups[group].rows, there))
-        return Kept(prefix, self._state.cache), groups
+        return kept, groups
 
     def run(self) -> Iterator[list[tuple[int, Sampled]]]:
         while self._waiting or self._rows:
             free = self._free_slots()
-            enough = min(len(free), len(self._waiting)) >= self._plan.admissions[1]
+            enough = min(len(free), len(self._waiting)) >= self._shapes.admissions[1]
             admits = self._waiting and (enough or not self._rows)
             finished = self._collect(self._admit(free)) if admits else self._collect(self._decode(), decoded=True)
             if finished:
                 yield finished
 
-    @contextlib.contextmanager
-    def _on_mesh(self):
-        """Around each device call and never across a yield: the mesh context belongs to the thread."""
-        if self._sampler.mesh is None:
-            yield
-        else:
-            with jax.set_mesh(self._sampler.mesh), logical_axis_rules(ACTIVATION_RULES):
-                yield
-
-    def _empty(self) -> DecodeState:
-        plan, rows = self._plan, self._plan.slots * self._plan.rows_per_slot
-        with self._on_mesh():
-            state = empty_state(
-                config=self._sampler.config,
-                slots=plan.slots,
-                rows=rows,
-                prefix_width=plan.prefix,
-                width=self._ring,
-                unstacked=self._unstacked,
-                kv_dtype=self._sampler.shapes.kv_dtype,
-            )
-            if self._sampler.mesh is None:
-                return state
-            return jax.device_put(state, decode_state_shardings(state, self._sampler.mesh))
-
     def _free_slots(self) -> list[int]:
-        per_slot = self._plan.rows_per_slot
+        per_slot = self._shapes.rows_per_slot
         taken = {row // per_slot for row in self._rows}
-        return [slot for slot in range(self._plan.slots) if slot not in taken]
+        return [slot for slot in range(self._shapes.slots) if slot not in taken]
 
     def _admit(self, free: Sequence[int]) -> Drawn:
         """Fills free slots from those that wait, each from its own shard's part of the batch."""
-        plan, shards = self._plan, self._shards
+        shapes, shards = self._shapes, self._state.shards
         copies = self._waiting[0].kept is not None
         wanted = min(len(free), sum((slot.kept is not None) == copies for slot in self._waiting))
-        size = next((n for n in reversed(plan.admissions) if n >= wanted), plan.admissions[0])
+        size = next((n for n in reversed(shapes.admissions) if n >= wanted), shapes.admissions[0])
         chosen = []
         for shard in range(shards):
-            own = [slot for slot in free if slot * shards // plan.slots == shard]
+            own = [slot for slot in free if slot * shards // shapes.slots == shard]
             for i, slot in enumerate(own[: size // shards]):
                 content = next((one for one in self._waiting if self._may_enter(one, copies, shard)), None)
                 if content is not None:
                     self._waiting.remove(content)
                     chosen.append((shard * (size // shards) + i, slot, content))
-        batch = self._prompts(size, chosen)
-        with self._on_mesh():
-            kept = self._carried_over(batch) if copies else None
-            self._state, drawn = admit(self._params, self._state, batch, kept, **self._static, shards=shards)
-        return drawn
-
-    def _carried_over(self, batch: PromptBatch) -> Kept:
-        assert self._kept is not None
-        kept = self._kept if self._plan.history else self._kept._replace(cache=None)
-        return carry_over(kept, batch, prefix_width=self._plan.prefix, shards=self._shards)
+        return self._state.admit(self._prompts(size, chosen), copies)
 
     def _may_enter(self, content: Slot, copies: bool, shard: int) -> bool:
         """Whether a waiting slot belongs to this admission; keys are copied within their shard only."""
@@ -280,100 +247,78 @@ class _Call:
 
     def _kept_shard(self, slot: int) -> tuple[int, int]:
         """(shard, slot within it) of a slot of the call before."""
-        assert self._kept is not None
-        return divmod(slot, self._kept.prefix.valid.shape[0] // self._shards)
+        assert self._state.kept is not None
+        return divmod(slot, self._state.kept.prefix.valid.shape[0] // self._state.shards)
 
     def _kept_row(self, row: int) -> int:
         """A row of the call before, counted within its shard."""
-        assert self._kept is not None and self._kept.cache is not None
-        return row % (self._kept.cache.positions.shape[0] // self._shards)
+        assert self._state.kept is not None and self._state.kept.cache is not None
+        return row % (self._state.kept.cache.positions.shape[0] // self._state.shards)
 
     def _prompts(self, size: int, chosen: Sequence[tuple[int, int, Slot]]) -> PromptBatch:
-        plan, shards = self._plan, self._shards
-        rows = size * plan.rows_per_slot
-        prefix_ids = np.zeros((size, plan.prefix), np.int32)
-        prefix_length = np.zeros(size, np.int32)
-        tail_ids = np.zeros((rows, plan.tail), np.int32)
-        tail_length = np.ones(rows, np.int32)
-        keys = np.zeros((rows, 2), np.uint32)
-        limits = np.zeros(rows, np.int32)
-        source = np.full(plan.slots, -1, np.int32)
-        kept = np.zeros(size, np.int32)
-        kept_rows = np.zeros(rows, np.int32)
-        kept_columns = np.full((rows, plan.history), -1, np.int32)
+        """Returns the admission of (place in it, slot, content), which stand in their slots from now on."""
+        per_slot, tail, history = self._shapes.rows_per_slot, self._shapes.tail, self._shapes.history
+        prompts = no_prompts(self._shapes, size)
         self._forget({slot for _, slot, _ in chosen})
         for index, slot, content in chosen:
             shared = content.prefix_length
-            first = self._requests[content.members[0]]
-            self._prefixes[first.group] = KeptGroup(slot, first.ids[:shared])
+            opening = self._requests[content.members[0]].ids[:shared]
+            self._prefixes[content.group] = KeptGroup(slot, opening)
             if content.kept is not None:
-                kept[index] = self._kept_shard(content.kept)[1]
-            source[slot] = index % (size // shards)
-            prefix_length[index] = shared
-            prefix_ids[index, :shared] = first.ids[:shared]
+                prompts.kept[index] = self._kept_shard(content.kept)[1]
+            prompts.source[slot] = index % (size // self._state.shards)
+            prompts.prefix_length[index] = shared
+            prompts.prefix_ids[index, :shared] = opening
             for number, member in enumerate(content.members):
                 request = self._requests[member]
-                row, place = index * plan.rows_per_slot + number, slot * plan.rows_per_slot + number
-                tail = request.ids[content.known(number) :]
-                tail_length[row] = len(tail)
-                tail_ids[row, plan.tail - len(tail) :] = tail
-                keys[row], limits[row] = request.key, request.max_new_tokens
-                self._rows[place] = _Row(member, shared)
+                row, place = index * per_slot + number, slot * per_slot + number
+                ids = request.ids[content.known(number) :]
+                prompts.tail_length[row] = len(ids)
+                prompts.tail_ids[row, tail - len(ids) :] = ids
+                prompts.row_keys[row], prompts.limits[row] = request.key, request.max_new_tokens
+                self._rows[place] = _Row(member, content.group, shared)
                 if content.histories and content.histories[number][1]:
                     there, length = content.histories[number]
-                    kept_rows[row] = self._kept_row(there.row)
-                    kept_columns[row, plan.history - length :] = there.columns[:length]
-            start = slot * plan.rows_per_slot
-            self._cancelled[start : start + plan.rows_per_slot] = False
-        return PromptBatch(
-            prefix_ids, prefix_length, tail_ids, tail_length, keys, limits, source, kept, kept_rows, kept_columns
-        )
+                    prompts.kept_rows[row] = self._kept_row(there.row)
+                    prompts.kept_columns[row, history - length :] = there.columns[:length]
+            self._cancelled[slot * per_slot : (slot + 1) * per_slot] = False
+        return prompts
 
     def _forget(self, slots: set[int]) -> None:
         """What these slots held is written over."""
         self._prefixes = {group: at for group, at in self._prefixes.items() if at.slot not in slots}
-        self._ran = {row: ran for row, ran in self._ran.items() if row // self._plan.rows_per_slot not in slots}
+        self._ran = {row: ran for row, ran in self._ran.items() if row // self._shapes.rows_per_slot not in slots}
 
-    def _shrink(self) -> None:
-        """Leaves empty slots behind once nothing waits for them."""
-        shards, per_slot = self._shards, self._plan.rows_per_slot
+    def _shrink(self) -> bool:
+        """Leaves empty slots behind if all rows that are left fit the next smaller size; returns whether they did."""
+        shards, per_slot, slots = self._state.shards, self._shapes.rows_per_slot, self._state.slots
         taken = sorted({row // per_slot for row in self._rows})
-        own = [[slot for slot in taken if slot * shards // self._slots == shard] for shard in range(shards)]
-        fits = [n for n in self._plan.fewer_slots if n < self._slots and max(map(len, own)) <= n // shards]
-        if not fits:
-            return
-        width, before = fits[-1] // shards, self._slots // shards
-        kept = [
+        own = [[slot for slot in taken if slot * shards // slots == shard] for shard in range(shards)]
+        fewer = self._state.fewer_slots
+        if fewer is None or max(map(len, own)) > fewer // shards:
+            return False
+        width, before = fewer // shards, slots // shards
+        remaining = [
             slots + [slots[0] if slots else shard * before] * (width - len(slots)) for shard, slots in enumerate(own)
         ]
-        index = np.array([slot % before for slots in kept for slot in slots], np.int32)
-        self._whole_prefix = self._whole_prefix or self._state.prefix
-        with self._on_mesh():
-            self._state = compact(self._state, index, shards=shards)
-        self._slots = fits[-1]
-        self._cancelled = np.ones(self._slots * per_slot, bool)  # copies that fill up the shard draw nothing
+        self._state.shrink([slot % before for slots in remaining for slot in slots])
+        self._cancelled = np.ones(self._state.rows, bool)  # copies that fill up the shard draw nothing
         moved = {slot: shard * width + i for shard, slots in enumerate(own) for i, slot in enumerate(slots)}
         self._rows = {moved[row // per_slot] * per_slot + row % per_slot: kept for row, kept in self._rows.items()}
         self._cancelled[list(self._rows)] = False
+        return True
 
     def _decode(self) -> Drawn:
-        if not self._waiting and not self._keep_rows:
-            self._shrink()
-        chunk = self._sampler.shapes.chunk
+        while not self._waiting and not self._keep_rows and self._shrink():
+            pass
+        chunk, shapes = self._sampler.shapes.chunk, self._shapes
         oldest = max(min(row.drawn + chunk, self._requests[row.request].max_new_tokens) for row in self._rows.values())
-        needed = self._plan.history + self._plan.tail + oldest
-        rows = len(self._cancelled)
-        enough = rows
+        while shapes.history + shapes.tail + oldest > self._state.ring:
+            self._state.widen()
+        enough = rows = self._state.rows
         if self._waiting:  # as many finished rows as make room for the next admission
-            enough = max(rows - len(self._rows) + 1, self._plan.admissions[1] * self._plan.rows_per_slot)
-        with self._on_mesh():
-            if needed > self._ring:
-                self._ring = next(width for width in self._plan.ring if width >= needed)
-                self._state = self._state._replace(cache=widen(self._state.cache, width=self._ring))
-            self._state, drawn = decode_chunk(
-                self._decode_params, self._state, self._cancelled, np.int32(enough), **self._static, steps=chunk
-            )
-        return drawn
+            enough = max(rows - len(self._rows) + 1, shapes.admissions[1] * shapes.rows_per_slot)
+        return self._state.decode(self._cancelled, enough)
 
     def _collect(self, drawn: Drawn, decoded: bool = False) -> list[tuple[int, Sampled]]:
         """Hands new tokens to their rows; returns the requests that ended with them."""
@@ -394,7 +339,7 @@ class _Call:
             self._cancelled[place] = True
             if self._keep_rows:  # the token drawn last was never run
                 ran = np.concatenate([self._requests[row.request].ids[row.prefix_length :], *row.tokens])[:-1]
-                self._ran[place] = row.request, ran
+                self._ran[place] = row.group, ran
             finished.append((row.request, self._result(row, cut)))
         return finished
 

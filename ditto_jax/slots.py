@@ -1,25 +1,19 @@
-"""Requests → slots: which samples stand side by side over one prefix, and the static shapes that hold them.
+"""Requests → slots: which samples stand side by side over one prefix, and which of the configured shapes hold them.
 
 In: requests of one sampler call, and the configured shapes. Out: a `SlotPlan`, a pure function of the two, so that a
-resumed run meets the same shapes and no step recompiles after warm-up. Runs nothing on a device.
+resumed run meets the same shapes. Runs nothing on a device; the sizes themselves are made in `slot_shapes.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from ditto_jax.chat import common_prefix
-from ditto_jax.errors import ConfigError
 from ditto_jax.kept_keys import NOTHING_KEPT, KeptGroup, KeptRow, longest_kept
-from model.stored_keys import KEY_DTYPES
-
-_RING_STEPS = 4  # attention reads the whole ring, so a long one grows to its full width in so many steps
-_SHRINK = (2, 4, 8)  # parts of the slots in which the last rows of a call are decoded
-_SHORT_RING = 128  # below this a wider ring costs less than a second program
+from ditto_jax.slot_shapes import CallShapes, SamplerShapes, bucket, call_shapes, rows_per_slot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,54 +28,6 @@ class SampleRequest:
     max_new_tokens: int
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplerShapes:
-    """Static shapes. `prefix` and `tail` are ascending buckets of prompt lengths; a longer prompt is refused.
-
-    max_rows: rows decoded together, always; missing ones are padding. rows_per_prefix: buckets of how many of them
-    share one prefix (samples of one prompt). chunk: decode steps between two looks of the host, when finished rows
-    leave and waiting ones take their place. max_prefill_tokens: prompt tokens run together; fewer prompts at a time
-    when they are long. shrink: once nothing waits and half of the slots or more are empty, the rest goes on without
-    them, for which more programs are compiled. unstack_layers: decode from a copy of the weights that has every layer
-    apart, which saves copying them at every step where a stack cannot be sliced in place; None does so on CPU.
-    merge_adapters: sample from a copy of the base into which the adapters were added, made once a step. kv_dtype: how
-    keys and values are kept while decoding: in the dtype of activations (compute), another one, or as int8 codes.
-    """
-
-    prefix: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
-    tail: tuple[int, ...] = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
-    max_new_tokens: int = 256
-    max_rows: int = 128
-    rows_per_prefix: tuple[int, ...] = (1, 2, 4, 8, 16)
-    chunk: int = 16
-    max_prefill_tokens: int = 16384
-    shrink: bool = True
-    unstack_layers: bool | None = None
-    merge_adapters: bool = False
-    kv_dtype: Literal["compute", "float32", "bfloat16", "float16", "int8"] = "compute"
-
-    def __post_init__(self):
-        for name in ("prefix", "tail", "rows_per_prefix"):
-            buckets = getattr(self, name)
-            if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
-                raise ConfigError(f"sampler.{name}={buckets}: give ascending positive lengths, for example (64, 128)")
-        for name in ("max_new_tokens", "max_rows", "chunk", "max_prefill_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sampler.{name}={getattr(self, name)}: must be at least 1")
-        if self.kv_dtype not in KEY_DTYPES:
-            raise ConfigError(f"sampler.kv_dtype={self.kv_dtype}: choose one of {', '.join(KEY_DTYPES)}")
-
-
-def bucket(value: int, buckets: Sequence[int], what: str) -> int:
-    """Returns the smallest bucket that holds `value`; raises ConfigError naming the setting if none does."""
-    for size in buckets:
-        if value <= size:
-            return size
-    raise ConfigError(
-        f"{what}: {value} tokens do not fit the largest bucket {buckets[-1]}; raise {what} or shorten the prompt"
-    )
-
-
 def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
     """Returns how many leading ids all sequences share, at most the shortest length minus one."""
     shortest = min(len(ids) for ids in sequences) - 1
@@ -90,13 +36,15 @@ def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Up to `SlotPlan.rows_per_slot` requests of one group, decoded side by side over one prefix.
+    """Up to `CallShapes.rows_per_slot` requests of one group, decoded side by side over one prefix.
 
-    kept: the slot of an earlier call that holds the prefix's keys; None if they have to be computed. histories: for
-    each member the kept row that holds keys of the tokens after the prefix, and how many of them; empty if none does.
+    group: whose prefix it is, under which its keys may be kept. kept: the slot of an earlier call that holds the
+    prefix's keys; None if they have to be computed. histories: for each member the kept row that holds keys of the
+    tokens after the prefix, and how many of them; empty if none does.
     """
 
     members: tuple[int, ...]
+    group: int
     prefix_length: int
     kept: int | None = None
     histories: tuple[tuple[KeptRow, int], ...] = ()
@@ -108,24 +56,14 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class SlotPlan:
-    """How one sampler call is laid out.
+    """How one sampler call is laid out: the slots' contents in the order in which they are admitted, and the shapes.
 
-    waiting: the slots' contents in the order in which they are admitted. slots: how many are decoded together, a
-    multiple of `shards`. fewer_slots: descending sizes to which they shrink once nothing waits. prefix, history, tail:
-    widths of an admission; history is 0 where no row continues one of an earlier call. ring: ascending widths of the
-    rows' own keys. admissions: how many slots are filled at once, the first time and later. tokens_shared, tokens_kept:
-    prompt tokens that are not run again, because a group shares them or an earlier call has run them.
+    tokens_shared, tokens_kept: prompt tokens that are not run again, because a group shares them or an earlier call has
+    run them.
     """
 
     waiting: tuple[Slot, ...]
-    rows_per_slot: int
-    slots: int
-    fewer_slots: tuple[int, ...]
-    prefix: int
-    history: int
-    tail: int
-    ring: tuple[int, ...]
-    admissions: tuple[int, int]
+    shapes: CallShapes
     tokens_shared: int
     tokens_kept: int
 
@@ -137,123 +75,126 @@ def plan_slots(
     kept: Mapping[int, KeptGroup] | None = None,
 ) -> SlotPlan:
     """Returns the layout of a call; `shards` is how many devices the slots are split over, `kept` what is there by
-    group.
+    group. Rows that share too little with the others of their group to fit beside them get a slot each.
 
     Raises ConfigError if a prompt is longer than the largest buckets.
     """
+    ids = [request.ids for request in requests]
     groups: dict[int, list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(request.group, []).append(index)
-    largest = max(map(len, groups.values()))
-    rows_per_slot = next((rows for rows in shapes.rows_per_prefix if rows >= largest), largest)
-    rows_per_slot = min(rows_per_slot, shapes.rows_per_prefix[-1], shapes.max_rows)
-    waiting = _contents(requests, groups, rows_per_slot, shapes, kept or {})
+    rows, waiting = _contents(ids, groups, shapes, kept or {})
+    if _longest_tail(ids, waiting) > shapes.tail[-1]:
+        rows, waiting = _contents(ids, _apart_where_needed(ids, groups, shapes), shapes, kept or {})
     waiting.sort(key=lambda slot: slot.kept is None)  # an admission either computes its prefixes or copies them
-
-    slots = _multiple(max(1, shapes.max_rows // rows_per_slot), shards)
-    longest_prefix = max(slot.prefix_length for slot in waiting)
-    prefix = bucket(longest_prefix, shapes.prefix, "sampler.prefix") if longest_prefix else 0
     longest_history = max((length for slot in waiting for _, length in slot.histories), default=0)
-    history = bucket(longest_history, shapes.tail, "sampler.tail") if longest_history else 0
-    tail = bucket(_longest_tail(requests, waiting), shapes.tail, "sampler.tail")
-    # Attention scores of a prefill grow with rows times length squared: long prompts go a few at a time.
-    at_once = _multiple(max(1, min(slots, shapes.max_prefill_tokens // (prefix + rows_per_slot * tail))), shards)
+    sizes = call_shapes(
+        rows,
+        bucket(max(1, *(slot.prefix_length for slot in waiting)), shapes.prefix, "sampler.prefix"),
+        bucket(longest_history, shapes.tail, "sampler.tail") if longest_history else 0,
+        bucket(_longest_tail(ids, waiting), shapes.tail, "sampler.tail"),
+        shapes,
+        shards,
+    )
     return SlotPlan(
         waiting=tuple(waiting),
-        rows_per_slot=rows_per_slot,
-        slots=slots,
-        fewer_slots=tuple(slots // part for part in _SHRINK if slots % (part * shards) == 0) if shapes.shrink else (),
-        prefix=prefix,
-        history=history,
-        tail=tail,
-        ring=_ring_widths(history + tail, shapes),
-        admissions=(at_once, _multiple(max(1, at_once // 8), shards)),
-        tokens_shared=sum(slot.prefix_length * len(slot.members) for slot in waiting) - _once(waiting, requests),
-        tokens_kept=_once([slot for slot in waiting if slot.kept is not None], requests)
+        shapes=sizes,
+        tokens_shared=sum(slot.prefix_length * len(slot.members) for slot in waiting) - _once(waiting),
+        tokens_kept=_once([slot for slot in waiting if slot.kept is not None])
         + sum(length for slot in waiting for _, length in slot.histories),
     )
 
 
-def apart_where_needed(requests: Sequence[SampleRequest], shapes: SamplerShapes) -> list[SampleRequest]:
-    """Returns the requests, each in a group of its own where the rows of a group share too little for one to fit.
+def _apart_where_needed(
+    ids: Sequence[np.ndarray], groups: Mapping[int, list[int]], shapes: SamplerShapes
+) -> dict[int, list[int]]:
+    """Returns the groups; where the rows of one share too little for one to fit, each is a group of its own.
 
     Dialogues of one prompt grow apart: alone in its slot, a row may fill the prefix bucket too.
     """
-    groups: dict[int, list[np.ndarray]] = {}
-    for request in requests:
-        groups.setdefault(request.group, []).append(request.ids)
-    crowded = {
-        group
-        for group, ids in groups.items()
-        if len(ids) > 1 and max(map(len, ids)) - min(common_prefix_length(ids), shapes.prefix[-1]) > shapes.tail[-1]
-    }
-    return [
-        dataclasses.replace(request, group=-1 - number) if request.group in crowded else request
-        for number, request in enumerate(requests)
-    ]
+    apart: dict[int, list[int]] = {}
+    for group, members in groups.items():
+        sequences = [ids[i] for i in members]
+        shared = min(common_prefix_length(sequences), shapes.prefix[-1])
+        if len(members) > 1 and max(map(len, sequences)) - shared > shapes.tail[-1]:
+            apart |= {-1 - i: [i] for i in members}
+        else:
+            apart[group] = members
+    return apart
 
 
-def _once(waiting: Sequence[Slot], requests: Sequence[SampleRequest]) -> int:
+def _once(waiting: Sequence[Slot]) -> int:
     """Returns the prefix tokens of the groups, each group counted once."""
-    return sum({requests[slot.members[0]].group: slot.prefix_length for slot in waiting}.values())
+    return sum({slot.group: slot.prefix_length for slot in waiting}.values())
 
 
-def _longest_tail(requests: Sequence[SampleRequest], waiting: Sequence[Slot]) -> int:
-    return max(len(requests[i].ids) - slot.known(n) for slot in waiting for n, i in enumerate(slot.members))
+def _longest_tail(ids: Sequence[np.ndarray], waiting: Sequence[Slot]) -> int:
+    return max(len(ids[i]) - slot.known(n) for slot in waiting for n, i in enumerate(slot.members))
 
 
 def _contents(
-    requests: Sequence[SampleRequest],
-    groups: dict[int, list[int]],
-    rows_per_slot: int,
-    shapes: SamplerShapes,
-    kept: Mapping[int, KeptGroup],
-) -> list[Slot]:
-    """Returns the slots of all groups; rows continue those of an earlier call if that leaves half the tokens or fewer.
+    ids: Sequence[np.ndarray], groups: Mapping[int, list[int]], shapes: SamplerShapes, kept: Mapping[int, KeptGroup]
+) -> tuple[int, list[Slot]]:
+    """Returns the rows of a slot, and the slots of all groups; rows continue those of an earlier call if that leaves
+    half the tokens or fewer.
 
     It is decided for all rows together, for one long tail makes every tail as wide.
     """
-    prefixes = {g: common_prefix_length([requests[i].ids for i in m]) for g, m in groups.items()}
-    limit = _prefix_limit(requests, groups, prefixes, shapes)
-    afresh, continued = [], []
+    rows = rows_per_slot(max(map(len, groups.values())), shapes)
+    afresh = _afresh(ids, groups, rows, shapes, kept)
+    if not any(kept[group].rows for group in groups if group in kept):
+        return rows, afresh
+    continued = [slot for slot in afresh if slot.group not in kept]
     for group, members in groups.items():
-        sequences = [requests[i].ids for i in members]
+        if group in kept:
+            continued += _continuing(group, members, ids, kept[group], rows)
+    fits = all(length <= shapes.tail[-1] for slot in continued for _, length in slot.histories)
+    worth = 2 * _longest_tail(ids, continued) <= _longest_tail(ids, afresh)
+    return rows, continued if fits and worth else afresh
+
+
+def _afresh(
+    ids: Sequence[np.ndarray],
+    groups: Mapping[int, list[int]],
+    rows: int,
+    shapes: SamplerShapes,
+    kept: Mapping[int, KeptGroup],
+) -> list[Slot]:
+    """Returns the slots of all groups where no row continues one of an earlier call; prefixes may."""
+    prefixes = {g: common_prefix_length([ids[i] for i in m]) for g, m in groups.items()}
+    limit = _prefix_limit(ids, groups, prefixes, shapes)
+    slots = []
+    for group, members in groups.items():
         shared, place = min(prefixes[group], limit), None
-        known = _known(kept, group, sequences, shared, shapes)
+        known = _known(kept, group, [ids[i] for i in members], shared, shapes)
         if known is not None:
             shared, place = known, kept[group].slot
-        plain = [
-            Slot(tuple(members[start : start + rows_per_slot]), shared, place)
-            for start in range(0, len(members), rows_per_slot)
-        ]
-        afresh += plain
-        continued += _continuing(members, requests, kept[group], rows_per_slot) if group in kept else plain
-    fits = all(length <= shapes.tail[-1] for slot in continued for _, length in slot.histories)
-    worth = 2 * _longest_tail(requests, continued) <= _longest_tail(requests, afresh)
-    return continued if fits and worth else afresh
+        for start in range(0, len(members), rows):
+            slots.append(Slot(tuple(members[start : start + rows]), group, shared, place))
+    return slots
 
 
 def _continuing(
-    members: Sequence[int], requests: Sequence[SampleRequest], kept: KeptGroup, rows_per_slot: int
+    group: int, members: Sequence[int], ids: Sequence[np.ndarray], kept: KeptGroup, per_slot: int
 ) -> list[Slot]:
     """Returns slots over the earlier call's prefix, as far as all members share it, whose members go on where rows of
     that call ended.
 
     Members that continue rows of one slot stay together, so that keys stay on their device.
     """
-    start = min(common_prefix(kept.ids, requests[i].ids[:-1]) for i in members)
+    start = min(common_prefix(kept.ids, ids[i][:-1]) for i in members)
     places: dict[int, list[int]] = {}
     found: dict[int, tuple[KeptRow, int]] = {}
     for member in members:
         rows = kept.rows if start == len(kept.ids) else ()
-        found[member] = longest_kept(rows, requests[member].ids[start:]) or (NOTHING_KEPT, 0)
+        found[member] = longest_kept(rows, ids[member][start:]) or (NOTHING_KEPT, 0)
         places.setdefault(found[member][0].slot if found[member][1] else kept.slot, []).append(member)
     chunks = [
-        (place, tuple(own[first : first + rows_per_slot]))
+        (place, tuple(own[first : first + per_slot]))
         for place, own in places.items()
-        for first in range(0, len(own), rows_per_slot)
+        for first in range(0, len(own), per_slot)
     ]
-    return [Slot(chunk, start, place, tuple(found[i] for i in chunk)) for place, chunk in chunks]
+    return [Slot(chunk, group, start, place, tuple(found[i] for i in chunk)) for place, chunk in chunks]
 
 
 def _known(
@@ -275,24 +216,14 @@ def _known(
     return known if worth and longest_tail <= shapes.tail[-1] else None
 
 
-def _multiple(value: int, of: int) -> int:
-    return -(-value // of) * of
-
-
-def _ring_widths(tail: int, shapes: SamplerShapes) -> tuple[int, ...]:
-    widest = tail + shapes.max_new_tokens
-    if widest <= _SHORT_RING:
-        return (widest,)
-    steps = (-(-widest * i // _RING_STEPS) for i in range(1, _RING_STEPS + 1))
-    return tuple(width for width in steps if width >= tail + shapes.chunk or width == widest)
-
-
-def _prefix_limit(requests, groups: dict[int, list[int]], prefixes: dict[int, int], shapes: SamplerShapes) -> int:
+def _prefix_limit(
+    ids: Sequence[np.ndarray], groups: Mapping[int, list[int]], prefixes: Mapping[int, int], shapes: SamplerShapes
+) -> int:
     """Returns how long a prefix may be: a lone row's own prompt must not widen the bucket that shared prefixes need."""
     largest = shapes.prefix[-1]
     shared = [prefixes[g] for g, members in groups.items() if len(members) > 1]
     longest_shared = max([1, *(shared or prefixes.values())])
     wanted = bucket(min(longest_shared, largest), shapes.prefix, "sampler.prefix")
-    lone = [len(requests[members[0]].ids) for members in groups.values() if len(members) == 1]
+    lone = [len(ids[members[0]]) for members in groups.values() if len(members) == 1]
     fits = max([0, *lone]) - wanted <= shapes.tail[-1]
     return wanted if fits else largest

@@ -121,7 +121,8 @@ def _draw(policy: Policy, config: SampleConfig) -> tuple[list[int], list[Sampled
     """Returns the prompt's ids, and the samples in order."""
     from ditto_jax.errors import ConfigError
     from ditto_jax.keys import SampleId
-    from ditto_jax.slots import SampleRequest, SamplerShapes
+    from ditto_jax.slot_shapes import SamplerShapes
+    from ditto_jax.slots import SampleRequest
     from ditto_jax.types import Message
     from model.sampling import SamplingParams
 

@@ -195,32 +195,42 @@ def _behind(cache: Cache, tail: int) -> Cache:
 
 
 @functools.partial(jax.jit, static_argnames=("prefix_width", "shards"))
-def carry_over(kept: Kept, prompts: PromptBatch, *, prefix_width: int, shards: int = 1) -> Kept:
-    """Returns the keys that the prompts need of an earlier call: prefixes [L, N, K, P, D] and, where rows of that call
+def carry_over(
+    kept: Kept,
+    prefix_length: Array,
+    slots: Array,
+    rows: Array,
+    columns: Array,
+    *,
+    prefix_width: int,
+    shards: int = 1,
+) -> Kept:
+    """Returns the keys that N prompts need of an earlier call: prefixes [L, N, K, P, D] and, where rows of that call
     are continued, the columns [L, N * R, K, H, D] of what they ran after the prefix.
 
-    A program of its own, so that admission does not depend on the shapes of that call.
+    prefix_length, slots, rows, columns: of the prompts, as `PromptBatch` has them. A program of its own, so that
+    admission does not depend on the shapes of that call, nor this one on what the prompts go on with.
     """
-    valid = jnp.arange(prefix_width) < prompts.prefix_length[:, None]
+    valid = jnp.arange(prefix_width) < prefix_length[:, None]
 
     def fitted(axis, array):
         taken = jax.lax.slice_in_dim(array, 0, min(prefix_width, array.shape[axis]), axis=axis)
         return _padded(axis, taken, (0, prefix_width - taken.shape[axis]))
 
     def prefixes(held):
-        return map_tokens(fitted, jax.tree.map(lambda array: _take(array, prompts.kept, shards, -4), stacked(held)))
+        return map_tokens(fitted, jax.tree.map(lambda array: _take(array, slots, shards, -4), stacked(held)))
 
     prefix = Prefix(prefixes(kept.prefix.k), prefixes(kept.prefix.v), valid)
     if kept.cache is None:
         return Kept(prefix, None)
-    there = prompts.kept_columns >= 0
-    columns = jnp.maximum(prompts.kept_columns, 0)[None, :, None, :, None]
+    there = columns >= 0
+    places = jnp.maximum(columns, 0)[None, :, None, :, None]
 
     def histories(held):
-        taken = jax.tree.map(lambda array: _take(array, prompts.kept_rows, shards, -4), stacked(held))
-        return map_tokens(lambda axis, x: jnp.take_along_axis(x, columns.swapaxes(-2, axis), axis=axis), taken)
+        taken = jax.tree.map(lambda array: _take(array, rows, shards, -4), stacked(held))
+        return map_tokens(lambda axis, x: jnp.take_along_axis(x, places.swapaxes(-2, axis), axis=axis), taken)
 
-    start = jnp.repeat(prompts.prefix_length, there.shape[0] // prompts.prefix_length.shape[0])[:, None]
+    start = jnp.repeat(prefix_length, there.shape[0] // prefix_length.shape[0])[:, None]
     positions = jnp.where(there, start + jnp.cumsum(there, axis=1) - 1, -1).astype(jnp.int32)
     return Kept(prefix, Cache(histories(kept.cache.k), histories(kept.cache.v), positions, jnp.int32(0)))
 

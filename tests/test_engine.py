@@ -22,7 +22,8 @@ from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
 from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts
 from ditto_jax.sampler import Sampled
-from ditto_jax.slots import SampleRequest, SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest
 from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, ReplyPort, Source, Task
 from ditto_jax.types import (
     Author,

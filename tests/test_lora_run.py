@@ -21,7 +21,7 @@ from ditto_jax.evaluation_run import run_evaluation
 from ditto_jax.policy import load_policy
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.setup import assemble
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.weights import Weights, trained_params
 from launch.sample import SampleConfig, sample
 from model.lora import LoraConfig, adapter_shapes

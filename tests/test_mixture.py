@@ -15,7 +15,7 @@ from ditto_jax.config_io import load_config
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
 from ditto_jax.run_dir import RunDirectory
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tasks.released import SOUL
 from ditto_jax.types import Outcome
 from tests.judge.server import Received, fails, says, serving

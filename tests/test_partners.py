@@ -17,7 +17,8 @@ from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.keys import SampleId
 from ditto_jax.partners import RoleBook
-from ditto_jax.slots import SampleRequest, SamplerShapes, apart_where_needed, plan_slots
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest, plan_slots
 from ditto_jax.tasks.base import AuxiliaryFailure
 from ditto_jax.tasks.mirrorbench.files import mirror_example
 from ditto_jax.tasks.mirrorbench.task import MirrorBench, MirrorBenchOptions
@@ -147,8 +148,6 @@ def test_dialogues_that_grew_apart_are_sampled_alone():
         SampleRequest(np.r_[[1, 2], rng.integers(3, 60, 12)].astype(np.int32), 0, np.zeros(2, np.uint32), 4)
         for _ in range(2)
     ]
-    with pytest.raises(ConfigError, match="sampler.tail"):
-        plan_slots(requests, shapes)
-    apart = apart_where_needed(requests, shapes)
-    assert len({request.group for request in apart}) == 2
-    assert plan_slots(apart, shapes).tail == 8
+    plan = plan_slots(requests, shapes)
+    assert plan.shapes.rows_per_slot == 1 and len({slot.group for slot in plan.waiting}) == 2
+    assert plan.shapes.tail == 8

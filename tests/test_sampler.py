@@ -13,7 +13,8 @@ from ditto_jax.batch import pack
 from ditto_jax.errors import ConfigError
 from ditto_jax.packing import BatchShapes
 from ditto_jax.sampler import Sampled
-from ditto_jax.slots import SampleRequest, bucket, common_prefix_length
+from ditto_jax.slot_shapes import bucket
+from ditto_jax.slots import SampleRequest, common_prefix_length
 from ditto_jax.types import FinishReason, ViewRole
 from ditto_jax.views import View
 from model.logprobs import GroupedIds, grouped_logprobs

@@ -26,7 +26,8 @@ from ditto_jax.keys import SampleId
 from ditto_jax.policy import load_policy
 from ditto_jax.sft import LengthBuckets, StageConfig, StageData, train_stage, views_of_stories
 from ditto_jax.sft_run import SFTConfig, run_sft
-from ditto_jax.slots import SampleRequest, SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 from model.partition import make_mesh

@@ -13,7 +13,8 @@ import pytest
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.sampler import Sampled
-from ditto_jax.slots import SampleRequest, SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest
 from model.attention import KeyValues, Window, attend
 from model.logprobs import sequence_logprobs
 from model.sampling import SamplingParams

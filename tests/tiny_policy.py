@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from ditto_jax.sampler import Sampler
-from ditto_jax.slots import SampleRequest, SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest
 from ditto_jax.types import Chat
 from model import llama
 from model.config import ModelConfig

@@ -24,7 +24,7 @@ from ditto_jax.objective import ObjectiveConfig
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.sft import LengthBuckets, StageConfig
 from ditto_jax.sft_run import ModelSizes, SFTConfig, run_sft
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 from ditto_jax.tokenizer_training import TokenizerConfig
 

@@ -21,7 +21,8 @@ def main() -> None:
 
     from benchmarks.figures import versions
     from ditto_jax.sampler import Sampler
-    from ditto_jax.slots import SampleRequest, SamplerShapes
+    from ditto_jax.slot_shapes import SamplerShapes
+    from ditto_jax.slots import SampleRequest
     from model.hf_io import load_config, load_params
     from model.sampling import SamplingParams
 

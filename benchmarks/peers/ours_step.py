@@ -27,7 +27,7 @@ def main() -> None:
     from ditto_jax.objective import ObjectiveConfig
     from ditto_jax.prompts import LoadedTask, PromptStream
     from ditto_jax.setup import assemble
-    from ditto_jax.slots import SamplerShapes
+    from ditto_jax.slot_shapes import SamplerShapes
     from ditto_jax.state import OptimizerConfig
     from ditto_jax.tasks.base import Source
 
