@@ -1,12 +1,14 @@
 """Does anything compile after warm-up? Ragged steps of sampler and update, and the programs that were compiled in them.
 
 Every step samples drafts of prompts of random lengths, each reply with its own forced length, then again for some of
-them with longer prompts (as refined rollouts have), packs all rows and updates once. Prints 0, or what was compiled
-and at which step. Writes recompiles.json.
+them with longer prompts (as refined rollouts have), packs all rows and updates once. Warm-up is the sampler's own,
+which runs everything that the configured shapes allow, and some steps. Prints 0, or what was compiled and at which
+step. Writes recompiles.json.
 
     python -m benchmarks.recompiles --output benchmark_results [--config configs/quickstart.yaml]
 
-With `--config` the steps are those of a training run with this configuration instead.
+With `--config` the steps are those of a training run with this configuration instead, whose sampler warms up if it is
+told to (`sampler.warm_up`). `--met-by-chance` leaves the sampler's warm-up out.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,8 @@ from ditto_jax.objective import OBJECTIVES
 from ditto_jax.packing import batch_shapes
 from ditto_jax.sampler import Sampler
 from ditto_jax.setup import assemble, training_stream
-from ditto_jax.slots import SampleRequest, SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
+from ditto_jax.slots import SampleRequest
 from ditto_jax.state import OptimizerConfig, make_optimizer, make_state
 from ditto_jax.train_step import UpdateConfig, make_update
 from ditto_jax.types import ViewRole
@@ -64,17 +68,30 @@ def compiled_programs() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def count_recompiles(step: Callable[[int], None], warmup: int, steps: int) -> dict[str, Any]:
-    """Returns how many programs `step` compiled in its first `warmup` calls, and which in the `steps` calls after."""
+def count_recompiles(
+    warm_up: Callable[[], int] | None, step: Callable[[int], None], warmup: int, steps: int
+) -> dict[str, Any]:
+    """Returns how many programs the sampler's warm-up compiled, and in what time; how many more `step` did in its first
+    `warmup` calls, and which in the `steps` calls after.
+    """
     with compiled_programs() as names:
+        start = time.perf_counter()
+        shapes = warm_up() if warm_up else 0
+        seconds, of_sampler = time.perf_counter() - start, len(names)
         for index in range(warmup):
             step(index)
-        before, later = len(names), []
+        before, later = len(names) - of_sampler, []
         for index in range(warmup, warmup + steps):
             names.clear()
             step(index)
             later += [{"step": index - warmup + 1, "program": name} for name in names]
-    return {"warmup_steps": warmup, "compiled_in_warmup": before, "steps": steps, "compiled_later": later}
+    return {
+        "sampler_warm_up": {"shapes_of_calls": shapes, "compiled": of_sampler, "seconds": seconds},
+        "warmup_steps": warmup,
+        "compiled_in_warmup_steps": before,
+        "steps": steps,
+        "compiled_later": later,
+    }
 
 
 class RaggedSteps:
@@ -88,11 +105,21 @@ class RaggedSteps:
         params = jax.jit(init, static_argnums=1)(jax.random.key(seed), self.config)
         self.state = make_state(params, optimizer, self.mesh)
         self.update = make_update(UpdateConfig(self.config, self.objective), optimizer, self.mesh, self.state)
-        shapes = SamplerShapes(max_new_tokens=LONGEST_REPLY, max_rows=PROMPTS * GROUP)
+        shapes = SamplerShapes(
+            prefix=(LONGEST_PROMPT,),
+            tail=(1, LONGEST_HINT + 1),
+            max_new_tokens=LONGEST_REPLY,
+            max_rows=PROMPTS * GROUP,
+            rows_per_prefix=(1, GROUP),
+        )
         self.sampler = Sampler(self.config, shapes, (), lambda ids: "", self.mesh)
         longest = LONGEST_HINT + LONGEST_REPLY + 2
         self.shapes = batch_shapes(PROMPTS, 2 * GROUP, 2, GROUP, (LONGEST_PROMPT,), (longest,))
         self.rng = np.random.default_rng(seed)
+
+    def warm_up(self) -> int:
+        """The sampler's; returns how many shapes its calls can have."""
+        return self.sampler.warm_up(self.state.params, SamplingParams(), GROUP, LONGEST_PROMPT + LONGEST_HINT)
 
     def __call__(self, number: int) -> None:
         """One step; its lengths follow from the steps before it."""
@@ -137,8 +164,10 @@ class RaggedSteps:
         return views
 
 
-def training_steps(path: Path) -> Callable[[int], None]:
-    """Returns the steps of a run with the configuration in `path`; nothing is written."""
+def training_steps(path: Path) -> tuple[Callable[[], int] | None, Callable[[int], None]]:
+    """Returns the warm-up, if it has one, and the steps of a run with the configuration in `path`; nothing is
+    written.
+    """
     config, _ = load_config(RunConfig, [str(path)])
     stream, _ = training_stream(config)
     trainer = Trainer(config, assemble(config), stream)
@@ -147,13 +176,15 @@ def training_steps(path: Path) -> Callable[[int], None]:
     def step(number: int) -> None:
         runner.run(trainer.step(Stopwatch()))
 
-    return step
+    return trainer.warm_up if config.sampler.warm_up else None, step
 
 
 def told(result: dict[str, Any]) -> str:
     """Returns the finding as text: a number, and below it what was compiled where."""
-    later = result["compiled_later"]
-    lines = [f"programs compiled in {result['steps']} steps after {result['warmup_steps']} of warm-up: {len(later)}"]
+    later, before = result["compiled_later"], result["sampler_warm_up"]
+    warmed = "{compiled} programs for {shapes_of_calls} shapes of sampler calls compiled beforehand, {seconds:.0f} s"
+    lines = [warmed.format(**before), f"{result['compiled_in_warmup_steps']} more in the steps of warm-up"]
+    lines += [f"programs compiled in {result['steps']} steps after {result['warmup_steps']} of warm-up: {len(later)}"]
     return "\n".join([*lines, *(f"  step {entry['step']}: {entry['program']}" for entry in later)])
 
 
@@ -163,10 +194,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--config", type=Path, default=None, help="YAML of a training run")
+    parser.add_argument("--met-by-chance", action="store_true", help="no warm-up of the sampler")
     options = parser.parse_args(arguments)
     set_defaults()
-    step = training_steps(options.config) if options.config else RaggedSteps()
-    result = count_recompiles(step, options.warmup, options.steps)
+    if options.config:
+        warm_up, step = training_steps(options.config)
+    else:
+        step = RaggedSteps()
+        warm_up = step.warm_up
+    if options.met_by_chance:
+        warm_up = None
+    result = count_recompiles(warm_up, step, options.warmup, options.steps)
     facts = {"config": str(options.config or ""), "machine": machine(), "versions": versions("jax", "jaxlib", "flax")}
     text = told(result)
     write_results(options.output, "recompiles", {"benchmark": "recompiles", **facts, **result}, text)

@@ -82,14 +82,22 @@ class Trainer:
         whole = self.weights.whole(self.state.params)
         self._score = make_score(update, parts.mesh, parameter_shardings(whole, parts.mesh))
         self.shapes = _batch_shapes(config, parts)
+        self._settings = SamplingParams(temperature=config.rollout.temperature)
+
+    def warm_up(self) -> int:
+        """Compiles everything that sampling for training can meet; returns how many shapes its calls can have."""
+        train, sampler = self.config.train, self.parts.engine.sampler
+        longest = train.prefix[-1] + train.suffix[-1] - 1  # what an update has room for, and a token of reply
+        many_turns = any(loaded.task.many_turns for loaded in self.stream.tasks)
+        members = self.config.rollout.num_generations
+        return sampler.warm_up(self.sampling_params(), self._settings, members, longest, many_turns)
 
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs one step; returns its metrics and the records of its rollouts."""
         config, judge, number = self.config, self.parts.judge, self.done_steps + 1
         prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
-        settings = SamplingParams(temperature=config.rollout.temperature)
         room = room_of(self.parts.engine, config.train)
-        sampling = Sampling(self.parts.engine, self.sampling_params(), settings, config.seed, number, room)
+        sampling = Sampling(self.parts.engine, self.sampling_params(), self._settings, config.seed, number, room)
         counted = self.parts.counters()
         with watch.phase("draft"):
             gate = config.rollout.feedback_below if self.objective.refine else None
@@ -273,6 +281,8 @@ def _run_steps(
     trainer: Trainer, run: RunDirectory, saved: Checkpoints, progress: TrainProgress, preempted, runner: asyncio.Runner
 ) -> None:
     config, last = trainer.config, trainer.config.train.max_steps
+    if config.sampler.warm_up:
+        progress.note(f"compiled for all {trainer.warm_up()} shapes of sampler calls")
     _evaluate_if_due(trainer, run, progress, runner)
     while trainer.done_steps < last:
         watch = Stopwatch()
