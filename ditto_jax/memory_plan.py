@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AbstractMesh, AxisType
 
@@ -23,8 +22,9 @@ from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.objective import make_objective
 from ditto_jax.policy import find_policy
-from ditto_jax.slots import SampleRequest, SamplerShapes, plan_slots
+from ditto_jax.slot_shapes import CallShapes, call_shapes, rows_per_slot
 from ditto_jax.state import TrainState, make_optimizer, state_shardings
+from ditto_jax.tasks.registry import task_type
 from model.config import ModelConfig
 from model.generate import empty_state
 from model.hf_io import load_config
@@ -131,14 +131,6 @@ def _mesh_sizes(config: RunConfig, devices: int) -> dict[str, int]:
         raise ConfigError(f"mesh={named}: does not fit {devices} devices") from None
 
 
-def _longest_requests(members: int, shapes: SamplerShapes) -> list[SampleRequest]:
-    """One group whose prompts share the largest prefix and go on by the largest tail; a lone one is all prefix."""
-    tail = shapes.tail[-1] if members > 1 else 1
-    ids = np.zeros((members, shapes.prefix[-1] + tail), np.int32)
-    ids[:, shapes.prefix[-1] :] = np.arange(members)[:, None]
-    return [SampleRequest(row, 0, np.zeros(2, np.uint32), shapes.max_new_tokens) for row in ids]
-
-
 class _Sizes:
     """The run's lengths and splits; each method is one line of the plan."""
 
@@ -220,52 +212,77 @@ class _Sizes:
         }
 
     def sampling(self) -> dict[str, float]:
-        """Returns the larger of what drafts and what lone requests need (evaluation, a last refined prompt)."""
+        """Returns the most that a sampler call needs: of groups of drafts, or of lone requests (evaluation, a last
+        refined prompt), beside the keys that a call before has left.
+
+        Where episodes have several turns a call leaves its rows' keys too, and the next one continues them.
+        """
         shapes, rollout = self.config.sampler, self.config.rollout
         merged = {"merged copy": self.held()["weights"]} if shapes.merge_adapters else {}
-        drafts = self._call(rollout.num_generations, 0.0)
-        calls = [drafts, self._call(rollout.num_generations, drafts["prefix keys"])]
+        sizes = [self._call_shapes(rollout.num_generations)]
         if self.config.evaluation.tasks or self.objective.refine:
-            calls.append(self._call(1, 0.0))
+            sizes.append(self._call_shapes(1))
+        calls = [self._call(one, sizes[0]) for one in sizes]
+        if self._many_turns():
+            calls += [self._call(one, before, rows_kept=True) for one in sizes for before in sizes]
         return {**max(calls, key=lambda call: sum(call.values())), "one layer": self._layer(), **merged}
 
-    def _call(self, members: int, kept: float) -> dict[str, float]:
-        """Bytes of a sampler call of full slots whose groups have so many members, beside the keys kept of another.
+    def _many_turns(self) -> bool:
+        return any(task_type(task.name).many_turns for task in (*self.config.tasks, *self.config.evaluation.tasks))
+
+    def _call_shapes(self, members: int) -> CallShapes:
+        """Of a call whose groups have so many members and share the largest prefix; a lone prompt is all prefix."""
+        shapes = self.config.sampler
+        tail = shapes.tail[-1] if members > 1 else shapes.tail[0]
+        return call_shapes(rows_per_slot(members, shapes), shapes.prefix[-1], 0, tail, shapes, self.rows_split)
+
+    def _call(self, sizes: CallShapes, before: CallShapes, rows_kept: bool = False) -> dict[str, float]:
+        """Bytes of a sampler call of full slots beside what the call before it has left: the keys of its prefixes, and
+        with `rows_kept` those of its rows, which are then continued.
 
         All prompts are as long as the largest buckets. The arrays are those that the sampler would make.
         """
-        m, shapes = self.model, self.config.sampler
-        plan = plan_slots(_longest_requests(members, shapes), shapes, self.rows_split)
-        rows, admitted = plan.slots * plan.rows_per_slot, plan.admissions[0]
-
-        def state(slots: int, prefix: int, ring: int) -> tuple[Any, Any]:
-            arrays = jax.eval_shape(
-                lambda: empty_state(
-                    config=m,
-                    slots=slots,
-                    rows=slots * plan.rows_per_slot,
-                    prefix_width=prefix,
-                    width=ring,
-                    kv_dtype=shapes.kv_dtype,
-                )
-            )
-            return arrays, decode_state_shardings(arrays, self.mesh)  # pyright: ignore[reportArgumentType]
-
-        arrays, places = state(plan.slots, plan.prefix, plan.ring[-1])
-        entering = state(admitted, plan.prefix, plan.tail)
-        cache = self._bytes(arrays.cache, places.cache)
-        narrower = state(plan.slots, plan.prefix, plan.ring[-2]) if len(plan.ring) > 1 else None
-        split = self.rows_split
-        tokens = max(admitted * plan.prefix, admitted * plan.rows_per_slot * plan.tail) / split
-        scores = max(admitted * plan.prefix**2, admitted * plan.rows_per_slot * plan.tail * (plan.tail + plan.prefix))
-        prefill = tokens * self.inside + m.num_heads / self.tensor * scores / split * 4 + self._bytes(*entering)
-        widening = 0.0 if narrower is None else self._bytes(narrower[0].cache, narrower[1].cache)
+        m, split = self.model, self.rows_split
+        if rows_kept:
+            sizes, before = self._continued(sizes), self._continued(before)
+        rows, admitted = sizes.slots * sizes.rows_per_slot, sizes.admissions[0]
+        cache, prefix = self._keys(sizes, sizes.slots, sizes.ring[-1])
+        entering = sum(self._keys(sizes, admitted, sizes.history + sizes.tail))
+        widening = self._keys(sizes, sizes.slots, sizes.ring[-2])[0] if len(sizes.ring) > 1 else 0.0
+        left_rows, left_prefix = self._keys(before, before.slots, before.ring[-1])
+        # Copied columns lie apart from the ring that they enter.
+        copied = self._keys(sizes, admitted, sizes.history)[0] if rows_kept else 0.0
+        seen = sizes.prefix + sizes.history + sizes.tail
+        tokens = max(admitted * sizes.prefix, admitted * sizes.rows_per_slot * sizes.tail) / split
+        scores = max(admitted * sizes.prefix**2, admitted * sizes.rows_per_slot * sizes.tail * seen) / split
+        prefill = tokens * self.inside + m.num_heads / self.tensor * scores * 4 + entering + copied
         return {
             "cache": cache,
-            "prefix keys": self._bytes(arrays.prefix, places.prefix) + kept,
+            "prefix keys": prefix + left_prefix,
+            **({"keys of the turn before": left_rows} if rows_kept else {}),
             "prefill or a wider ring": max(prefill, widening),
             "logits": 3 * rows / split * m.vocab_size / self.tensor * 4,
         }
+
+    def _continued(self, sizes: CallShapes) -> CallShapes:
+        """The same where rows go on from what they have said in earlier turns, as much as the largest bucket holds."""
+        shapes = self.config.sampler
+        return call_shapes(sizes.rows_per_slot, sizes.prefix, shapes.tail[-1], shapes.tail[-1], shapes, self.rows_split)
+
+    def _keys(self, sizes: CallShapes, slots: int, columns: int) -> tuple[float, float]:
+        """Bytes of (a ring of so many columns for the rows of `slots` slots, the prefixes of these)."""
+        arrays = jax.eval_shape(
+            lambda: empty_state(
+                config=self.model,
+                slots=slots,
+                rows=slots * sizes.rows_per_slot,
+                prefix_width=sizes.prefix,
+                width=columns,
+                kv_dtype=self.config.sampler.kv_dtype,
+            )
+        )
+        places = decode_state_shardings(arrays, self.mesh)  # pyright: ignore[reportArgumentType]
+        return self._bytes(arrays.cache, places.cache), self._bytes(arrays.prefix, places.prefix)
 
     def _rows_of_prompt(self) -> int:
         return self.config.rollout.num_generations * len(self.objective.views)

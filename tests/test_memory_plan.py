@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import pytest
 
 from ditto_jax.batch import pack
-from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TrainConfig
+from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TaskConfig, TrainConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.errors import ConfigError
 from ditto_jax.memory_plan import CHIPS, Plan, make_plan, model_of
 from ditto_jax.objective import make_objective
 from ditto_jax.packing import batch_shapes
-from ditto_jax.sampler import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer
 from ditto_jax.train_step import UpdateConfig, make_update
 from launch.cli import main
@@ -157,10 +157,22 @@ def sampling_of(**changes: Any) -> Any:
 
 
 def test_the_cache_is_that_of_the_sampler_to_the_byte_and_lone_prompts_have_a_prefix_for_every_row():
+    drafts = jax.eval_shape(lambda: empty_state(config=MODEL, slots=2, rows=16, prefix_width=256, width=96))
     state = jax.eval_shape(lambda: empty_state(config=MODEL, slots=16, rows=16, prefix_width=256, width=96))
     found = sampling_of(rows_per_prefix=(1, 8))  # a ring holds a tail of 32 and a reply of 64
-    assert found["cache"] == size_of(state.cache) and found["prefix keys"] == size_of(state.prefix)
+    assert found["cache"] == size_of(state.cache) and found["prefix keys"] == size_of((state.prefix, drafts.prefix))
     assert sampling_of()["prefix keys"] < found["prefix keys"] / 3
+
+
+def test_keys_that_a_call_leaves_to_the_next_are_counted_and_of_rows_where_episodes_have_turns():
+    alone = jax.eval_shape(lambda: empty_state(config=MODEL, slots=2, rows=16, prefix_width=256, width=96))
+    continued = jax.eval_shape(lambda: empty_state(config=MODEL, slots=2, rows=16, prefix_width=256, width=128))
+    one_turn = make_plan(config_of(), MODEL, CHIPS["h100"], 1).sampling
+    assert "keys of the turn before" not in one_turn
+    turns = make_plan(config_of(tasks=(TaskConfig("sotopia"),)), MODEL, CHIPS["h100"], 1).sampling
+    assert one_turn["cache"] == size_of(alone.cache) and one_turn["prefix keys"] == 2 * size_of(alone.prefix)
+    assert turns["cache"] == turns["keys of the turn before"] == size_of(continued.cache)
+    assert turns["prefix keys"] == one_turn["prefix keys"]
 
 
 def test_keys_in_8_bits_take_a_quarter_of_float32_and_their_scales():
