@@ -196,21 +196,11 @@ def _behind(cache: Cache, tail: int) -> Cache:
 
 @functools.partial(jax.jit, static_argnames=("prefix_width", "shards"))
 def carry_over(
-    kept: Kept,
-    prefix_length: Array,
-    slots: Array,
-    rows: Array,
-    columns: Array,
-    *,
-    prefix_width: int,
-    shards: int = 1,
+    kept: Kept, prefix_length: Array, slots: Array, rows: Array, columns: Array, *, prefix_width: int, shards: int = 1
 ) -> Kept:
     """Returns the keys that N prompts need of an earlier call: prefixes [L, N, K, P, D] and, where rows of that call
-    are continued, the columns [L, N * R, K, H, D] of what they ran after the prefix.
-
-    prefix_length, slots, rows, columns: of the prompts, as `PromptBatch` has them. A program of its own, so that
-    admission does not depend on the shapes of that call, nor this one on what the prompts go on with.
-    """
+    are continued, the columns [L, N * R, K, H, D] of what they ran after the prefix; arrays as in `PromptBatch`.
+    """  # a program of its own, so that admission does not depend on the shapes of that call
     valid = jnp.arange(prefix_width) < prefix_length[:, None]
 
     def fitted(axis, array):
