@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,21 +17,21 @@ from ditto_jax.slots import SampleRequest, common_prefix_length
 from ditto_jax.types import FinishReason, ViewRole
 from ditto_jax.views import View
 from model.logprobs import GroupedIds, grouped_logprobs
-from model.sampling import SamplingParams
 from tests.tiny_policy import (
     CONFIG,
+    NEVER,
+    PLAIN,
     SHAPES,
+    assert_same,
     compiled_programs,
     make_sampler,
     params,
     quick_compilation,
     quickly_compiled,
     request,
+    sample_all,
     some_ids,
 )
-
-PLAIN = SamplingParams()
-NEVER = (CONFIG.vocab_size,)  # a stop token that cannot be drawn: every reply runs to its limit
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,28 +49,9 @@ def ragged_requests() -> list[SampleRequest]:
     return [request(ids, group, n) for n, (ids, group) in enumerate(zip([*rows, some_ids(3, 7)], groups, strict=True))]
 
 
-def run(requests, shapes=SHAPES, stop_ids=NEVER, stop_strings=(), sampling=PLAIN, **settings) -> list[Sampled]:
-    """Returns the results in request order, each delivered exactly once."""
-    sampler = make_sampler(shapes, stop_ids, **settings)
-    results: dict[int, Sampled] = {}
-    for finished in sampler.generate(params(), requests, sampling, stop_strings):
-        for index, sampled in finished:
-            assert index not in results
-            results[index] = sampled
-    assert sorted(results) == list(range(len(requests)))
-    return [results[i] for i in range(len(requests))]
-
-
 @functools.cache
 def straight() -> list[Sampled]:
-    return run(ragged_requests())
-
-
-def assert_same(found: list[Sampled], expected: list[Sampled]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(one.ids, other.ids)
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-        assert one.finish_reason is other.finish_reason
+    return sample_all(ragged_requests())
 
 
 def test_a_group_prefills_its_shared_prefix_once():
@@ -90,29 +70,29 @@ def test_a_shared_prefix_leaves_every_row_a_tail():
 def test_results_do_not_depend_on_batch_neighbours():
     requests = ragged_requests()
     order = [4, 0, 5, 2, 1, 3]
-    assert_same(run([requests[i] for i in order]), [straight()[i] for i in order])
-    assert_same(run(requests[1:2]), straight()[1:2])
+    assert_same(sample_all([requests[i] for i in order]), [straight()[i] for i in order])
+    assert_same(sample_all(requests[1:2]), straight()[1:2])
 
 
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_results_do_not_depend_on_the_chunk(chunk):
-    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, chunk=chunk)), straight())
+    assert_same(sample_all(ragged_requests(), dataclasses.replace(SHAPES, chunk=chunk)), straight())
 
 
 def test_results_do_not_depend_on_how_many_rows_decode_together():
-    assert_same(run(ragged_requests(), dataclasses.replace(SHAPES, max_rows=1)), straight())
+    assert_same(sample_all(ragged_requests(), dataclasses.replace(SHAPES, max_rows=1)), straight())
 
 
 def test_results_do_not_depend_on_grouping():
     apart = [dataclasses.replace(r, group=n) for n, r in enumerate(ragged_requests())]
     together = [dataclasses.replace(r, group=0) for r in ragged_requests()]
-    assert_same(run(apart), straight())
-    assert_same(run(together), straight())
+    assert_same(sample_all(apart), straight())
+    assert_same(sample_all(together), straight())
 
 
 def test_results_depend_on_the_key():
     other = [dataclasses.replace(r, key=r.key + np.uint32(1)) for r in ragged_requests()]
-    assert all((a.ids != b.ids).any() for a, b in zip(run(other), straight(), strict=True))
+    assert all((a.ids != b.ids).any() for a, b in zip(sample_all(other), straight(), strict=True))
 
 
 # Sampler log-probs against training log-probs: rows as an episode leaves them, of three turns.
@@ -127,7 +107,7 @@ def turns() -> list[View]:
     behaviour = [np.zeros(len(r.ids), np.float32) for r in requests]
     for turn in range(3):
         asked = [SampleRequest(ids[n], r.group, r.key + np.uint32(100 * turn), 3 + n) for n, r in enumerate(requests)]
-        for n, sampled in enumerate(run(asked)):
+        for n, sampled in enumerate(sample_all(asked)):
             seen = some_ids(50 + 10 * turn + n, 1 + (n + turn) % 3)  # an observation
             ids[n] = np.concatenate([ids[n], sampled.ids, seen])
             mask[n] = np.concatenate([mask[n], np.ones(len(sampled.ids), bool), np.zeros(len(seen), bool)])
@@ -187,7 +167,7 @@ def test_the_logprob_comparison_notices_that(change):
 
 def test_a_stop_token_ends_a_reply_and_is_its_last_id():
     wanted = [int(s.ids[4]) for s in straight()[:2]]
-    for sampled, whole in zip(run(ragged_requests(), stop_ids=wanted), straight(), strict=True):
+    for sampled, whole in zip(sample_all(ragged_requests(), stop_ids=wanted), straight(), strict=True):
         hits = np.flatnonzero(np.isin(whole.ids, wanted))
         end = hits[0] + 1 if len(hits) else len(whole.ids)
         np.testing.assert_array_equal(sampled.ids, whole.ids[:end])
@@ -198,7 +178,7 @@ def test_a_stop_token_ends_a_reply_and_is_its_last_id():
 def test_each_request_has_a_length_limit_of_its_own():
     limits = (1, 12, 5, 4, 2, 9)
     limited = [dataclasses.replace(r, max_new_tokens=n) for r, n in zip(ragged_requests(), limits, strict=True)]
-    found = run(limited)
+    found = sample_all(limited)
     assert [len(s.ids) for s in found] == list(limits)
     assert all(s.finish_reason is FinishReason.LENGTH for s in found)
     expected = [Sampled(s.ids[:n], s.logprobs[:n], s.finish_reason) for s, n in zip(straight(), limits, strict=True)]
@@ -221,7 +201,7 @@ def test_a_stop_string_across_a_token_border_ends_the_reply_at_the_token_that_co
     whole = straight()[0]
     stop = border(whole.ids, last)
     complete = next(n for n in range(1, 13) if stop in two_letters(whole.ids[:n]))
-    [sampled] = run(ragged_requests()[:1], stop_strings=[stop], decode=two_letters)
+    [sampled] = sample_all(ragged_requests()[:1], stop_strings=[stop], decode=two_letters)
     np.testing.assert_array_equal(sampled.ids, whole.ids[:complete])
     assert len(sampled.logprobs) == complete and sampled.finish_reason is FinishReason.STOP
 
@@ -229,11 +209,11 @@ def test_a_stop_string_across_a_token_border_ends_the_reply_at_the_token_that_co
 def test_the_earliest_of_several_stop_strings_wins_and_other_rows_go_on():
     whole = straight()
     stops = [border(whole[1].ids, 8), border(whole[1].ids, 6), "absent"]
-    for n, sampled in enumerate(run(ragged_requests(), stop_strings=stops, decode=two_letters)):
+    for n, sampled in enumerate(sample_all(ragged_requests(), stop_strings=stops, decode=two_letters)):
         complete = [k for k in range(1, 13) if any(stop in two_letters(whole[n].ids[:k]) for stop in stops)]
         assert len(sampled.ids) == (complete[0] if complete else 12)
         assert sampled.finish_reason is (FinishReason.STOP if complete else FinishReason.LENGTH)
-    assert len(run(ragged_requests(), stop_strings=stops, decode=two_letters)[1].ids) <= 7
+    assert len(sample_all(ragged_requests(), stop_strings=stops, decode=two_letters)[1].ids) <= 7
 
 
 def test_finished_rows_are_handed_over_at_the_chunk_boundary_where_they_end():
@@ -256,8 +236,8 @@ def uneven_requests(count: int = 23) -> list[SampleRequest]:
 @pytest.mark.parametrize("max_rows", [2, 8, 24])
 def test_results_do_not_depend_on_when_a_slot_was_free(max_rows):
     requests = uneven_requests()
-    alone = [run([r], dataclasses.replace(SHAPES, max_rows=1))[0] for r in requests]
-    assert_same(run(requests, dataclasses.replace(SHAPES, max_rows=max_rows)), alone)
+    alone = [sample_all([r], dataclasses.replace(SHAPES, max_rows=1))[0] for r in requests]
+    assert_same(sample_all(requests, dataclasses.replace(SHAPES, max_rows=max_rows)), alone)
 
 
 def test_a_finished_row_makes_room_for_a_waiting_request_before_its_neighbours_end():
@@ -292,102 +272,9 @@ def test_results_do_not_depend_on_how_far_the_slots_shrink(rows_per_prefix):
 
 def test_a_copy_of_the_weights_with_every_layer_apart_draws_the_same():
     stacked, apart = (
-        run(ragged_requests(), dataclasses.replace(SHAPES, unstack_layers=chosen)) for chosen in (False, True)
+        sample_all(ragged_requests(), dataclasses.replace(SHAPES, unstack_layers=chosen)) for chosen in (False, True)
     )
     assert_same(apart, stacked)
-
-
-# Refined prompts continue what the call before has run.
-
-
-def drafts_and_refined() -> tuple[list[SampleRequest], list[SampleRequest]]:
-    """Two groups of three drafts each, and one or two refined prompts that leave x after 8 of its tokens."""
-    xs = [some_ids(400 + group, 11) for group in range(2)]
-    drafts = [request(xs[n // 3], n // 3, 600 + n) for n in range(6)]
-    words = [(0, 4), (0, 6), (1, 5)]
-    refined = [
-        request(np.concatenate([xs[g][:8], some_ids(420 + n, length)]), g, 700 + n)
-        for n, (g, length) in enumerate(words)
-    ]
-    return drafts, refined
-
-
-def refine(sampler, weights=None, release: bool = False, shapes=SHAPES) -> list[Sampled]:
-    drafts, refined = drafts_and_refined()
-    list(sampler.generate(params(), drafts, PLAIN))
-    if release:
-        sampler.release()
-    results = dict(pair for batch in sampler.generate(weights or params(), refined, PLAIN) for pair in batch)
-    return [results[i] for i in range(len(refined))]
-
-
-@pytest.mark.parametrize("shrink", [False, True])
-@pytest.mark.parametrize(("max_rows", "kept_groups"), [(8, 2), (4, 1)])  # a slot keeps its last prefix
-def test_a_refined_prompt_reuses_the_keys_of_the_tokens_that_it_shares_with_its_draft(max_rows, kept_groups, shrink):
-    shapes = dataclasses.replace(SHAPES, max_rows=max_rows, shrink=shrink)
-    sampler = make_sampler(shapes, NEVER)
-    found = refine(sampler)
-    assert sampler.kept_tokens_reused == 8 * kept_groups
-    assert_same(found, run(drafts_and_refined()[1], shapes))
-
-
-def test_keys_are_not_reused_after_release_or_under_other_weights():
-    sampler = make_sampler(stop_ids=NEVER)
-    refine(sampler, release=True)
-    assert sampler.kept_tokens_reused == 0
-    other = jax.tree.map(lambda leaf: 1.01 * leaf, params())
-    sampler = make_sampler(stop_ids=NEVER)
-    changed = refine(sampler, other)
-    assert sampler.kept_tokens_reused == 0
-    fresh = make_sampler(stop_ids=NEVER)
-    results = dict(pair for batch in fresh.generate(other, drafts_and_refined()[1], PLAIN) for pair in batch)
-    assert_same(changed, [results[i] for i in range(3)])
-
-
-def play_turns(sampler, groups: tuple[int, ...], turns: int, keep: bool, changed: int | None = None) -> list[Sampled]:
-    """Plays one episode a row: every turn's prompt is all that was said, and five tokens of somebody else.
-
-    changed: a token of the first prompt that is another one from the second turn on, as a template might do it.
-    """
-    said = [np.concatenate([some_ids(900 + group, 10), some_ids(920 + n, 1 + n)]) for n, group in enumerate(groups)]
-    results = []
-    for turn in range(turns):
-        requests = [
-            request(ids, group, 950 + 50 * turn + n, 6) for n, (ids, group) in enumerate(zip(said, groups, strict=True))
-        ]
-        drawn = dict(pair for batch in sampler.generate(params(), requests, PLAIN, keep_rows=keep) for pair in batch)
-        results += [drawn[n] for n in range(len(said))]
-        said = [np.concatenate([ids, drawn[n].ids, some_ids(980 + turn, 5)]) for n, ids in enumerate(said)]
-        if turn == 0 and changed is not None:
-            for ids in said:
-                ids[changed] = (ids[changed] + 1) % CONFIG.vocab_size
-    return results
-
-
-TURNS = dataclasses.replace(SHAPES, tail=(1, 8, 16, 32, 48))
-
-
-@pytest.mark.parametrize(("groups", "repeated"), [((0, 0, 0, 1, 1, 1), 4 * 10), ((0, 1, 2), 0)])
-@pytest.mark.parametrize("max_rows", [8, 4])
-def test_later_turns_go_on_from_the_keys_of_the_turns_before(groups, repeated, max_rows):
-    shapes = dataclasses.replace(TURNS, max_rows=max_rows, rows_per_prefix=(1, 4))
-    sampler = make_sampler(shapes, NEVER)
-    assert_same(
-        play_turns(sampler, groups, 3, keep=True), play_turns(make_sampler(shapes, NEVER), groups, 3, keep=False)
-    )
-    # All but the token drawn last, which was never run; the prefix of a group once.
-    everything = sum(5 + n + 11 * turn for turn in (1, 2) for n in range(len(groups)))
-    if max_rows == 8:
-        assert sampler.kept_tokens_reused == everything - 2 * repeated
-    elif repeated:
-        assert 0 < sampler.kept_tokens_reused < everything  # one slot of the two groups was written over
-
-
-def test_a_turn_whose_earlier_tokens_changed_runs_them_again():
-    sampler = make_sampler(TURNS, NEVER)
-    changed = play_turns(sampler, (0, 0, 0), 2, keep=True, changed=4)
-    assert sampler.kept_tokens_reused <= 4
-    assert_same(changed, play_turns(make_sampler(TURNS, NEVER), (0, 0, 0), 2, keep=False, changed=4))
 
 
 LONG = dataclasses.replace(SHAPES, tail=(1, 8), max_new_tokens=150, max_rows=2)
@@ -397,11 +284,11 @@ def test_results_do_not_depend_on_the_width_of_the_ring():
     # Replies of up to 150 tokens let the ring of key columns grow three times, and later ones go round it.
     limits = (150, 20, 90, 6, 130, 40)
     requests = [request(some_ids(n, 4 + n), n, n, limit) for n, limit in enumerate(limits)]
-    together = run(requests, LONG)
+    together = sample_all(requests, LONG)
     assert [len(s.ids) for s in together] == list(limits)
-    assert_same(together, [run([r], dataclasses.replace(LONG, max_rows=1))[0] for r in requests])
+    assert_same(together, [sample_all([r], dataclasses.replace(LONG, max_rows=1))[0] for r in requests])
     wide = dataclasses.replace(LONG, max_rows=6, chunk=150)  # one chunk: no ring ever grows or wraps
-    assert_same(together, run(requests, wide))
+    assert_same(together, sample_all(requests, wide))
 
 
 # What is refused.
@@ -418,7 +305,7 @@ def test_results_do_not_depend_on_the_width_of_the_ring():
 )
 def test_a_request_that_cannot_fit_is_refused_with_the_numbers(length, shapes, text):
     with pytest.raises(ConfigError, match=text.replace("+", r"\+")):
-        run([request(some_ids(0, length), 0, 0)], shapes)
+        sample_all([request(some_ids(0, length), 0, 0)], shapes)
 
 
 @pytest.mark.parametrize("changes", [{"prefix": ()}, {"tail": (8, 4)}, {"chunk": 0}, {"max_rows": 0}])
@@ -432,7 +319,7 @@ def test_a_bucket_is_the_smallest_that_holds_the_value():
 
 
 def test_no_request_is_no_work():
-    assert run([]) == []
+    assert sample_all([]) == []
 
 
 # Compilation.
@@ -460,16 +347,6 @@ def test_ragged_batches_recompile_nothing_after_warm_up():
         alone = request(some_ids(6, 24), 2, 900)
         list(sampler.generate(params(), [*lengths(9, (1, 6, 3)), alone], PLAIN))
     assert programs == []
-
-
-def test_steps_of_drafts_and_refined_prompts_recompile_nothing_after_the_first():
-    sampler = make_sampler(stop_ids=NEVER)
-    refine(sampler)
-    with compiled_programs() as programs:
-        for _ in range(3):
-            sampler.release()
-            refine(sampler)
-    assert sampler.kept_tokens_reused == 4 * (8 + 8) and programs == []
 
 
 def test_the_compile_count_notices_a_new_bucket():

@@ -12,12 +12,18 @@ from ditto_jax.sampler import Sampler
 from ditto_jax.slot_shapes import SamplerShapes, call_shapes, reachable
 from ditto_jax.slots import SampleRequest, plan_slots
 from model.partition import parameter_shardings
-from model.sampling import SamplingParams
 from tests.tiny_batch import mesh_of
-from tests.tiny_policy import CONFIG, compiled_programs, make_sampler, params, quick_compilation, request, some_ids
+from tests.tiny_policy import (
+    NEVER,
+    PLAIN,
+    compiled_programs,
+    make_sampler,
+    params,
+    quick_compilation,
+    request,
+    some_ids,
+)
 
-PLAIN = SamplingParams()
-NEVER = (CONFIG.vocab_size,)
 SMALL = SamplerShapes(prefix=(24,), tail=(1, 12), max_new_tokens=13, max_rows=8, rows_per_prefix=(1, 4), chunk=4)
 MEMBERS, LONGEST = 4, 36
 

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditto_jax.sampler import Sampler
+from ditto_jax.sampler import Sampled, Sampler
 from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.slots import SampleRequest
 from ditto_jax.types import Chat
 from model import llama
 from model.config import ModelConfig
+from model.sampling import SamplingParams
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -49,6 +50,8 @@ def quick_compilation() -> Iterator[None]:
 
 
 END, USER, ASSISTANT, FIRST_LETTER = 0, 1, 2, 3
+NEVER = (CONFIG.vocab_size,)  # a stop token that cannot be drawn: every reply runs to its limit
+PLAIN = SamplingParams()
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"[: CONFIG.vocab_size - FIRST_LETTER]
 
 
@@ -105,6 +108,26 @@ def request(ids: Sequence[int] | np.ndarray, group: int, number: int, max_new_to
 def some_ids(seed: int, count: int) -> np.ndarray:
     """int32[count] of letters."""
     return np.random.default_rng(seed).integers(FIRST_LETTER, CONFIG.vocab_size, count).astype(np.int32)
+
+
+def sample_all(requests, shapes=SHAPES, stop_ids=NEVER, stop_strings=(), sampling=PLAIN, **settings) -> list[Sampled]:
+    """Returns the results in request order, each delivered exactly once."""
+    sampler = make_sampler(shapes, stop_ids, **settings)
+    results: dict[int, Sampled] = {}
+    for finished in sampler.generate(params(), requests, sampling, stop_strings):
+        for index, sampled in finished:
+            assert index not in results
+            results[index] = sampled
+    assert sorted(results) == list(range(len(requests)))
+    return [results[i] for i in range(len(requests))]
+
+
+def assert_same(found: list[Sampled], expected: list[Sampled]) -> None:
+    """Equal ids and ends, and log-probs that agree within 1e-5."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+        assert one.finish_reason is other.finish_reason
 
 
 _COMPILED: list[str] = []
