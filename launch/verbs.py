@@ -62,12 +62,13 @@ def sft(args: list[str], command: list[str]) -> int:
 
 
 def export(args: list[str], command: list[str]) -> int:
-    """Writes what a run has trained for other software; prints its folder."""
+    """Writes what a run has trained for other software; prints its folder and what reads it."""
     environment.prepare_allocator()
     from ditto_jax.export import ExportConfig, export_run
 
-    parsed = parse(ExportConfig, args, "export", "Write the adapters of a run for PEFT, or a whole model (--merged).")
-    print(f"exported: {export_run(parsed.config)}")
+    about = "Write the adapters of a run for PEFT, or a whole model (--merged, or --graft for a Qwen3-VL)."
+    folder, reader = export_run(parse(ExportConfig, args, "export", about).config)
+    print(f"exported: {folder} (for {reader})")
     return 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ditto_jax.errors import ConfigError, ModelError, RunDirectoryError
 from ditto_jax.export import ExportConfig, export_run
@@ -18,9 +21,10 @@ from ditto_jax.setup import assemble
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from launch.cli import main
 from model import llama
-from model.lora import LoraConfig
+from model.hf_io import load_config, save_params
+from model.lora import LoraConfig, init_adapters
 from model.partition import make_mesh
-from model.peft_io import load_adapter
+from model.peft_io import load_adapter, save_adapter
 from tests.tiny_run import run_config, train_config, train_quietly
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -65,7 +69,7 @@ def test_a_whole_model_computes_what_the_run_computed(name, request, tmp_path, c
     run = request.getfixturevalue(name)
     words = ["--run", run.path, "--output", tmp_path / "model", "--merged", "--dtype", "float32"]
     assert main(["export", *map(str, words)]) == 0
-    assert capsys.readouterr().out == f"exported: {tmp_path / 'model'}\n"
+    assert capsys.readouterr().out == f"exported: {tmp_path / 'model'} (for LlamaForCausalLM)\n"
     expected, start = of_run(run)
     np.testing.assert_allclose(of_folder(tmp_path / "model"), expected, atol=1e-4)
     assert np.abs(start - expected).max() > 1e-3
@@ -74,7 +78,8 @@ def test_a_whole_model_computes_what_the_run_computed(name, request, tmp_path, c
 def test_adapters_come_out_as_the_checkpoint_holds_them_and_a_new_run_begins_with_them(
     of_adapters, policy_folder, tmp_path
 ):
-    folder = export_run(ExportConfig(str(of_adapters.path), str(tmp_path / "adapter")))
+    folder, reader = export_run(ExportConfig(str(of_adapters.path), str(tmp_path / "adapter")))
+    assert reader == "PEFT"
     policy = load_policy(str(policy_folder), make_mesh())
     found, lora = load_adapter(folder, policy.config)
     assert lora == LORA
@@ -87,8 +92,47 @@ def test_adapters_come_out_as_the_checkpoint_holds_them_and_a_new_run_begins_wit
     )
 
 
+TOWER = "model.visual.patch_embed.proj.weight"
+
+
+def _vision_language_model(text_from: Path, folder: Path) -> Path:
+    """Returns `folder` with a Qwen3-VL of the small policy's sizes: random text weights, and one tensor that is none of
+    the text model's.
+    """
+    small = load_config(text_from)
+    config = dataclasses.replace(small, family="qwen3", qk_norm=True)
+    params = jax.jit(llama.init, static_argnums=1)(jax.random.key(5), config)
+    files = [path for path in text_from.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    save_params(folder, config, params, extra_files=[path for path in files if path.name != "config.json"])
+    text = json.loads((folder / "config.json").read_text())
+    whole = {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"], "vision_config": {}}
+    whole |= {"text_config": text | {"model_type": "qwen3_vl_text"}, "tie_word_embeddings": config.tie_embeddings}
+    (folder / "config.json").write_text(json.dumps(whole))
+    stored = load_file(folder / "model.safetensors")
+    stored = {name.replace("model.", "model.language_model.", 1): values for name, values in stored.items()}
+    save_file(stored | {TOWER: np.arange(6, dtype=np.float32)}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_trained_text_tower_goes_back_into_the_vision_language_model(policy_folder, tmp_path, capsys):
+    whole = _vision_language_model(policy_folder, tmp_path / "vl")
+    config = load_config(whole)
+    drawn = init_adapters(jax.random.key(6), config, LORA)
+    drawn = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), drawn)
+    save_adapter(tmp_path / "drawn", config, jax.device_get(drawn), LORA, str(whole))
+    run = _run(whole, tmp_path / "runs", lora=LORA, adapter_name_or_path=str(tmp_path / "drawn"))
+    assert main(["export", "--run", str(run.path), "--output", str(tmp_path / "new"), "--graft"]) == 0
+    assert capsys.readouterr().out == f"exported: {tmp_path / 'new'} (for Qwen3VLForConditionalGeneration)\n"
+    expected, start = of_run(run)
+    np.testing.assert_allclose(of_folder(tmp_path / "new"), expected, atol=1e-4)
+    assert np.abs(start - expected).max() > 1e-3
+    stored = load_file(tmp_path / "new" / "model.safetensors")
+    np.testing.assert_array_equal(stored[TOWER], np.arange(6))
+    assert (tmp_path / "new" / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+
+
 def test_adapters_of_another_rank_or_without_one_are_refused(of_adapters, policy_folder, tmp_path):
-    folder = export_run(ExportConfig(str(of_adapters.path), str(tmp_path / "adapter")))
+    folder, _ = export_run(ExportConfig(str(of_adapters.path), str(tmp_path / "adapter")))
     values: dict[str, Any] = {"adapter_name_or_path": str(folder), "output_dir": tmp_path / "runs"}
     config = run_config(policy_folder, **values, lora=LoraConfig(rank=8))
     parts = assemble(config)
@@ -109,6 +153,8 @@ def test_what_cannot_be_exported_is_said(of_everything, tmp_path):
         ExportConfig(run="runs/quickstart")
     with pytest.raises(ConfigError, match="no directory of a training run"):
         export_run(ExportConfig(str(tmp_path), str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match="graft: .* is a LlamaForCausalLM"):
+        export_run(ExportConfig(str(of_everything.path), str(tmp_path / "out"), graft=True))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match="output=.*notes"):
