@@ -66,21 +66,26 @@ def test_agreement_ends_at_the_first_difference_of_a_row():
     assert agreement([[1, 2, 3, 4], [1, 2, 3, 4]], [[1, 2, 9, 4], [1, 2, 3, 4]]) == 0.75
 
 
-def test_what_compiles_late_is_named():
+def test_what_compiles_late_is_named_and_what_a_warm_up_compiled_is_counted_apart():
     def program(x):
         return x + 1
 
     program.__name__ = "late_program"
     jitted = jax.jit(program)
+    lengths = (2, 2, 2, 3, 3)
 
-    def step(number: int) -> None:
-        jitted(np.zeros(2 if number < 3 else 3))
+    def warm_up() -> int:
+        jitted(np.zeros(1))
+        return 7
 
-    result = count_recompiles(step, warmup=1, steps=4)
-    assert {"step": 3, "program": "jit(late_program)"} in result["compiled_later"]
-    assert all(entry["step"] == 3 for entry in result["compiled_later"])
-    assert result["compiled_in_warmup"] >= 1
-    assert told(result).startswith("programs compiled in 4 steps after 1 of warm-up: ")
+    result = count_recompiles(warm_up, lambda number: jitted(np.zeros(lengths[number])), warmup=1, steps=4)
+    assert result["compiled_later"] == [{"step": 3, "program": "jit(late_program)"}]
+    assert result["compiled_in_warmup_steps"] == 1
+    before = result["sampler_warm_up"]
+    assert (before["shapes_of_calls"], before["compiled"]) == (7, 1)
+    lines = told(result).splitlines()
+    assert lines[0].startswith("1 programs for 7 shapes of sampler calls compiled beforehand")
+    assert lines[2:] == ["programs compiled in 4 steps after 1 of warm-up: 1", "  step 3: jit(late_program)"]
 
 
 @pytest.mark.slow
