@@ -274,7 +274,10 @@ def test_ragged_rows_fill_lanes_and_prefixes(seed, share):
     views = ragged_views(seed, prompts=8, group=16)
     shapes = batch_shapes(8, 48, 1, 8, prefix=tuple(range(64, 4097, 64)), suffix=tuple(range(64, 1537, 64)))
     batch = pack(views, list(by_prompt(views).values()), weights_of(views), np.ones(len(views), bool), shapes)
-    assert token_counts(batch).real_fraction >= share
+    counts = token_counts(batch)
+    assert counts.real_fraction >= share
+    apart = sum(len(one.context) + len(one.response) - 1 for one in views)  # every row with a prompt of its own
+    assert apart >= 4.5 * (counts.prefix_computed + counts.lanes_computed)
 
 
 def test_rows_of_one_prompt_whose_openings_have_nothing_in_common_stand_under_prefixes_of_their_own():
