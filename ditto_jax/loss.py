@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ditto_jax.objective import Kind, Objective, PgClip, Reinforce, Term
+from ditto_jax.objective import Objective, PgClip, Reinforce, Term, TokenLoss
 from ditto_jax.types import ViewRole
 
 LOG_RATIO_LIMIT = 20.0  # exp(20) is finite in float32 and beyond every useful trust region
@@ -47,7 +47,12 @@ class LossRows(NamedTuple):
     weights: float32[R], from `advantages.assign`.
     role: int32[R] of ViewRole.
     cross: bool[R], True iff the training context is not the sampling context.
-    row_valid: bool[R], `AdvantageResult.row_valid`.
+    row_valid: bool[R], `AdvantageResult.row_valid`. row_live: bool[R], rows of live pools; None: as row_valid.
+    row_weight: float32[R], static weight of the row; None: 1.
+    lp_behave, lp_sample: float32[R, T], of the sampler and of the trainer in the *sampling* context.
+    lp_ref: float32[R, T], of the initial policy in the training context.
+    teacher_lp: float32[R, T, K], the teacher's log-probabilities of the candidate ids. teacher_ok: bool[R], whether
+        they mean anything. Columns that no term of the objective reads may be None.
     """
 
     lp_anchor: jax.Array
@@ -56,6 +61,13 @@ class LossRows(NamedTuple):
     role: jax.Array
     cross: jax.Array
     row_valid: jax.Array
+    row_live: jax.Array | None = None
+    row_weight: jax.Array | None = None
+    lp_behave: jax.Array | None = None
+    lp_sample: jax.Array | None = None
+    lp_ref: jax.Array | None = None
+    teacher_lp: jax.Array | None = None
+    teacher_ok: jax.Array | None = None
 
 
 class TokenLosses(NamedTuple):
@@ -71,7 +83,7 @@ class TokenLosses(NamedTuple):
     clipped_dual: jax.Array
 
 
-def token_losses(lp: jax.Array, lp_anchor: jax.Array, weights: jax.Array, kind: Kind) -> TokenLosses:
+def token_losses(lp: jax.Array, lp_anchor: jax.Array, weights: jax.Array, kind: TokenLoss) -> TokenLosses:
     """Returns the unaggregated losses of one kind of term. All arrays are float[R, T]; only `lp` has a gradient."""
     lp_anchor, weights = jax.lax.stop_gradient((lp_anchor, weights))
     ratio = jnp.exp(jnp.clip(lp - lp_anchor, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
@@ -155,7 +167,7 @@ def objective_loss(
         safe_lp = jnp.where(kept, lp, 0.0)
         safe_anchor = jnp.where(kept, rows.lp_anchor.astype(lp.dtype), 0.0)
         safe_weights = jnp.where(kept, rows.weights.astype(lp.dtype)[:, None], 0.0)
-        tokens = token_losses(safe_lp, safe_anchor, safe_weights, term.kind)
+        tokens = token_losses(safe_lp, safe_anchor, safe_weights, term.loss)
         row_losses = _row_losses(jnp.where(kept, tokens.loss, 0.0), mask, objective)
         row_losses = term.coef * row_losses / denominators[index].astype(lp.dtype)
         total = total + jnp.sum(row_losses)
@@ -166,8 +178,13 @@ def objective_loss(
 def _check_arrays(lp: jax.Array, rows: LossRows) -> None:
     if lp.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"lp has dtype {lp.dtype}; ratios need float32: cast before the log-softmax")
-    expected = {"lp_anchor": lp.shape, "loss_mask": lp.shape}
+    per_token = ("lp_anchor", "loss_mask", "lp_behave", "lp_sample", "lp_ref")
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(per_token, lp.shape)
+    if rows.teacher_lp is not None:
+        expected["teacher_lp"] = (*lp.shape, rows.teacher_lp.shape[-1])
     for name, array in rows._asdict().items():
+        if array is None:
+            continue
         wanted = expected.get(name, lp.shape[:1])
         if array.shape != wanted:
             raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")

@@ -193,6 +193,7 @@ class Feedback:
 class RolloutRole(enum.StrEnum):
     DRAFT = "draft"
     REFINED = "refined"
+    REFLECTION = "reflection"
     EVAL = "eval"
 
 
@@ -230,3 +231,6 @@ class ViewRole(enum.IntEnum):
     DRAFT = 0  # y0 under x
     REFINED_PLAIN = 1  # y1 under x
     REFINED_FB = 2  # y1 under (x, h)
+    DRAFT_FB = 3  # y0 under (x, h): what a teacher reads
+    REFLECTION = 4  # the policy's own words about y0, under the prompt that asked for them
+    CRITIQUE = 5  # the judge's words about y0, under the prompt that asks the policy for such words: not sampled

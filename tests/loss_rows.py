@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ditto_jax.loss import LossRows, denominators, objective_loss
-from ditto_jax.objective import Kind, Objective, Pool, Term
+from ditto_jax.objective import Objective, Pool, Term, TokenLoss
 from ditto_jax.types import ViewRole
 
 DRAFT, PLAIN, HINTED = ViewRole.DRAFT, ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB
@@ -75,8 +75,8 @@ def sums_of(lp, rows: LossRows, objective: Objective, denominator=None):
     return _sums(jnp.asarray(lp, jnp.float32), rows, objective, denominator)
 
 
-def drafts_only(kind: Kind, **settings) -> Objective:
-    return Objective("mine", pools=(Pool((DRAFT,)),), terms=(Term(kind, (DRAFT,)),), **settings)
+def drafts_only(loss: TokenLoss, **settings) -> Objective:
+    return Objective("mine", pools=(Pool((DRAFT,)),), terms=(Term(loss, (DRAFT,)),), **settings)
 
 
 def random_rows(seed: int, n: int = 12, t: int = 7) -> tuple[np.ndarray, LossRows]:

@@ -152,7 +152,7 @@ def test_a_row_of_two_terms_is_counted_once_in_a_shared_denominator():
     terms = (Term(PgClip(), (DRAFT,)), Term(Reinforce(), (DRAFT,), coef=0.1))
     both = Objective("both", pools=(Pool((DRAFT,)),), terms=terms)
     assert counts(make_rows(), both).tolist() == [5.0, 5.0]
-    parts = [float(evaluate(NOW, make_rows(), drafts_only(term.kind))[0]) * term.coef for term in terms]
+    parts = [float(evaluate(NOW, make_rows(), drafts_only(term.loss))[0]) * term.coef for term in terms]
     assert float(evaluate(NOW, make_rows(), both)[0]) == pytest.approx(sum(parts), rel=1e-6)
 
 

@@ -55,7 +55,7 @@ def test_default_config_is_ditto_as_published_with_a_floor():
         assert (pool.centre, pool.scale, pool.unbiased, pool.eps, pool.min_size) == ("mean", "std", True, 1e-6, 2)
     assert [term.roles for term in objective.terms] == [(DRAFT, PLAIN), (HINTED,)]
     for term in objective.terms:
-        assert term.kind == PgClip(epsilon=0.2, epsilon_high=0.28, dual_clip=None)
+        assert term.loss == PgClip(epsilon=0.2, epsilon_high=0.28, dual_clip=None)
         assert (term.coef, term.neg_floor) == (1.0, -8.0)
     assert (objective.denominator, objective.aggregation) == ("shared", "token_mean")
 
@@ -80,7 +80,7 @@ def test_every_setting_reaches_every_part_that_has_it():
         response_length=64,
     )
     objective = make_objective(config)
-    assert {term.kind for term in objective.terms} == {PgClip(epsilon=0.1, epsilon_high=math.inf, dual_clip=10.0)}
+    assert {term.loss for term in objective.terms} == {PgClip(epsilon=0.1, epsilon_high=math.inf, dual_clip=10.0)}
     assert [term.coef for term in objective.terms] == [1.0, 0.5]
     assert {term.neg_floor for term in objective.terms} == {None}
     assert {(pool.std_floor, pool.reward_tolerance) for pool in objective.pools} == {(0.03, 0.01)}
@@ -135,7 +135,7 @@ def test_config_is_built_from_plain_values_strictly():
         ({"epsilon": math.nan}, r"objective\.epsilon=nan"),
         ({"epsilon_high": -1.0}, r"objective\.epsilon_high"),
         ({"dual_clip": 1.0}, r"objective\.dual_clip=1\.0: must be above 1"),
-        ({"scale": "variance"}, r"objective\.scale='variance': must be one of std, none"),
+        ({"scale": "variance"}, r"objective\.scale='variance': must be one of std, batch_std, none"),
         ({"feedback_coef": 0.0}, "ditto_no_fb"),
         ({"feedback_coef": -1.0}, r"objective\.feedback_coef"),
         ({"feedback_coef": math.inf}, r"objective\.feedback_coef"),

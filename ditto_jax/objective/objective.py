@@ -1,0 +1,153 @@
+"""An objective as data: pools that turn rewards into weights, and terms that turn weights into a loss.
+
+rollouts with verdicts → **which rows share a baseline, which rows are trained how** → weights → update
+
+An `Objective` is hashable, so that it can be a static argument of a jitted function. `advantages.py`, `loss.py` and
+`rollout.py` read the data and never a name. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from ditto_jax.errors import ConfigError
+from ditto_jax.objective.checks import check, check_choice, role_names
+from ditto_jax.objective.losses import Cispo, Kl, KlRef, PgClip, Shaped
+from ditto_jax.objective.pool import Pool
+from ditto_jax.objective.term import Aggregation, Term
+from ditto_jax.types import ViewRole
+
+Denominator = Literal["shared", "term"]
+CountedRows = Literal["valid", "live"]
+Truncated = Literal["drop", "keep"]
+Anchor = Literal["rescored", "behaviour"]
+Author = Literal["judge", "policy"]
+Kept = Literal["all", "best"]
+TeacherWeights = Literal["same", "ema", "frozen"]
+Pass = Literal["anchor", "sample", "reference", "teacher"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refinement:
+    """How refined rollouts come about, as far as the method decides it; gates and thresholds are the run's.
+
+    words: who writes h, the "judge", or the "policy" itself in a reflection that is sampled as a rollout of its own.
+    keep: "all" refined rollouts of a prompt, or the "best" alone (the first of the highest score).
+    """
+
+    words: Author = "judge"
+    keep: Kept = "all"
+
+    def __post_init__(self):
+        check_choice("refinement.words", self.words, Author)
+        check_choice("refinement.keep", self.keep, Kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Whose weights score a draft under (x, h): the policy's before the update ("same"), a moving average of them
+    ("ema", `rate` is the share of the new weights at each step), or the initial ones ("frozen").
+    """
+
+    weights: TeacherWeights = "same"
+    rate: float = 0.05
+
+    def __post_init__(self):
+        check_choice("teacher.weights", self.weights, TeacherWeights)
+        check(0.0 < self.rate <= 1.0, "teacher.rate", self.rate, "must be in (0, 1]", 0.05)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Pools and terms. Building one runs `validate`, so an impossible objective does not exist.
+
+    denominator: "shared" divides all terms that use rewards by one count, so that every trained token weighs the same
+        whichever term it is in; "term" gives each its own. Other terms always have their own.
+    counted_rows: denominators count the "valid" rows, or only those of "live" pools (as if dead groups were sampled
+        anew, arXiv 2503.14476).
+    aggregation: how token losses become one number; "seq_const" also divides by `response_length`.
+    truncated: whether rows cut by the token budget leave statistics and loss, or stay in both.
+    anchor: "rescored" with the weights before the update, or the sampler's own ("behaviour"), which saves that pass.
+    per_prompt_equal: every prompt weighs the same within a term, however many rows it has.
+    """
+
+    name: str
+    pools: tuple[Pool, ...]
+    terms: tuple[Term, ...]
+    denominator: Denominator = "shared"
+    counted_rows: CountedRows = "valid"
+    aggregation: Aggregation = "token_mean"
+    response_length: int | None = None
+    truncated: Truncated = "drop"
+    anchor: Anchor = "rescored"
+    per_prompt_equal: bool = False
+    refinement: Refinement = Refinement()
+    teacher: Teacher = Teacher()
+
+    def __post_init__(self):
+        self.validate()
+
+    @property
+    def views(self) -> tuple[ViewRole, ...]:
+        """The roles whose rows must exist: every role that a term trains or a pool takes statistics from."""
+        parts = [*(term.roles for term in self.terms), *(pool.roles for pool in self.pools)]
+        return tuple(sorted({role for roles in (*parts, *(p.counted_roles for p in self.pools)) for role in roles}))
+
+    @property
+    def refine(self) -> bool:
+        """True iff the objective needs feedback, for refined rollouts or for a teacher."""
+        return self.passes >= {"teacher"} or any(role is not ViewRole.DRAFT for role in self.views)
+
+    @property
+    def passes(self) -> frozenset[Pass]:
+        """The scoring passes that the terms read: log-probabilities of the anchor, of the sampling context, of the
+        initial policy, and of the teacher.
+        """
+        needed: set[Pass] = set()
+        for term in self.terms:
+            if isinstance(term.loss, PgClip | Cispo | Shaped):
+                needed.add("anchor")
+            if isinstance(term.loss, KlRef):
+                needed.add("reference")
+            if isinstance(term.loss, Kl):
+                needed.add("teacher")
+            if term.mismatch is not None or term.cross_is != "none":
+                needed.add("sample")
+        return frozenset(needed)
+
+    def validate(self) -> None:
+        """Returns nothing; raises ConfigError for a combination that cannot work."""
+        check(bool(self.terms), "terms", self.terms, "an objective needs at least one term", "a Term")
+        check_choice("denominator", self.denominator, Denominator)
+        check_choice("counted_rows", self.counted_rows, CountedRows)
+        check_choice("aggregation", self.aggregation, Aggregation)
+        check_choice("truncated", self.truncated, Truncated)
+        check_choice("anchor", self.anchor, Anchor)
+        owners: dict[ViewRole, Pool] = {}
+        for pool in self.pools:
+            for role in pool.roles:
+                if role in owners:
+                    raise ConfigError(
+                        f"objective {self.name!r}: role {role.name} is in two pools, "
+                        f"{role_names(owners[role].roles)} and {role_names(pool.roles)}; a row has one weight: "
+                        "leave the role in one of them"
+                    )
+                owners[role] = pool
+        for term in self.terms:
+            for role in term.roles:
+                if term.uses_rewards and role not in owners:
+                    raise ConfigError(
+                        f"objective {self.name!r}: a term trains role {role.name}, but no pool gives it a weight; add "
+                        f"{role.name} to a pool, such as Pool(roles=(ViewRole.{role.name},))"
+                    )
+        self._validate_response_length()
+
+    def _validate_response_length(self) -> None:
+        length = self.response_length
+        if self.aggregation == "seq_const":
+            rule = "aggregation='seq_const' divides by it; must be at least 1, such as the largest response"
+            check(length is not None and length >= 1, "response_length", length, rule, 1024)
+        else:
+            rule = f"has no effect with aggregation={self.aggregation!r}"
+            check(length is None, "response_length", length, rule, "null")
