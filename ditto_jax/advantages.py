@@ -4,7 +4,7 @@ rollouts with verdicts → views and pools → **one weight a row** → update
 
 In: a `RowTable`, one row a view. Out: `AdvantageResult`: weights, which rows stay in the loss, a report of every pool.
 Statistics use real counts (no padding value enters), each rollout counts once in a pool, and a pool with nothing to
-compare gives exactly 0 (arXiv 2605.20506: joint group and feedback-conditioned group). No token, no gradient, no jax.
+compare gives exactly 0. The arithmetic of one pool is `pool_weights.py`. No token, no gradient, no jax.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import dataclasses
 
 import numpy as np
 
-from ditto_jax.objective import Objective, Pool, role_names
-from ditto_jax.types import ViewRole
+from ditto_jax.objective import Objective, role_names
+from ditto_jax.pool_weights import Candidates, PoolReport, weigh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,9 @@ class RowTable:
     reward_valid: bool[R], False if the judge failed.
     row_valid: bool[R], False for padding.
     truncated: bool[R], cut by the token budget.
+    parent: int[R], rollout of the draft that the row's rollout answers to, in the same prompt; -1 for drafts. None:
+        not known; objectives that read it raise ValueError.
+    length: int[R], tokens of the response. None: as above.
     """
 
     role: np.ndarray
@@ -38,9 +41,12 @@ class RowTable:
     reward_valid: np.ndarray
     row_valid: np.ndarray
     truncated: np.ndarray
+    parent: np.ndarray | None = None
+    length: np.ndarray | None = None
 
     def __post_init__(self):
-        shapes = {field.name: np.shape(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shapes = {name: np.shape(column) for name, column in columns.items() if column is not None}
         if len(set(shapes.values())) != 1 or len(shapes["role"]) != 1:
             raise ValueError(f"row table columns must all have shape [R], got {shapes}")
         for name in ("reward_valid", "row_valid", "truncated"):
@@ -49,34 +55,20 @@ class RowTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolReport:
-    """How the instances of one pool ended, one for every prompt with a row in it; `count` is the sum of the other four.
-
-    all_equal: rewards within the tolerance. too_small: fewer rollouts than the pool needs. invalid: enough were
-    sampled, but failed verdicts or truncation left too few.
-    """
-
-    roles: tuple[ViewRole, ...]
-    count: int
-    live: int
-    all_equal: int
-    too_small: int
-    invalid: int
-
-
-@dataclasses.dataclass(frozen=True)
 class AdvantageResult:
     """The weights, and why they are what they are.
 
     weights: float32[R], 0 outside live pools.
     row_valid: bool[R], rows that stay in the loss and its denominators, those of dead pools too.
-    row_live: bool[R], rows of live pools.
+    row_live: bool[R], rows that something is learned from: those of live pools, and valid rows without a pool.
+    row_weight: float32[R], static weight of the row within its term.
     pools: one report a pool. metrics: floats by `area/what_unit`.
     """
 
     weights: np.ndarray
     row_valid: np.ndarray
     row_live: np.ndarray
+    row_weight: np.ndarray
     pools: tuple[PoolReport, ...]
     metrics: dict[str, float]
 
@@ -84,99 +76,83 @@ class AdvantageResult:
 def assign(rows: RowTable, objective: Objective) -> AdvantageResult:
     """Returns the weight of every row under the pools of `objective`.
 
-    Rows of a role without a pool, padding, rollouts without a verdict and (unless `objective.truncated` is "keep")
-    truncated rows get weight 0 and leave statistics and loss alike.
+    Rows of a role that no term trains, padding, and (if `objective.truncated` is "drop") truncated rows get weight 0
+    and leave statistics and loss alike; so do rows of a pool whose rollout has no verdict. Rows of a role without a
+    pool need no verdict: they stay in the loss with weight 0, for the terms that read no reward.
+    Raises ValueError if the objective reads a column that `rows` does not have.
     """
-    scored = _scored(rows)
-    kept = scored & ~rows.truncated if objective.truncated == "drop" else scored
-    weights = np.zeros(len(rows.role), dtype=np.float32)
-    row_valid = np.zeros(len(rows.role), dtype=bool)
-    row_live = np.zeros(len(rows.role), dtype=bool)
+    rollout, parent = _keys(rows, objective)
+    scored = _scored(rows, rollout)
+    uncut = ~rows.truncated if objective.truncated == "drop" else np.ones(len(rollout), bool)
+    reward = np.where(scored, rows.reward, 0.0).astype(np.float64)
+    if objective.truncated == "penalise":
+        reward += _overlong_penalty(rows, rollout, objective)
+    candidates = Candidates(rows.role, rows.prompt, rollout, parent, reward, rows.row_valid, scored & uncut)
+    trained = {role for term in objective.terms for role in term.roles}
+    pooled = {role for pool in objective.pools for role in pool.roles}
+    free = rows.row_valid & uncut & np.isin(rows.role, list(trained - pooled))
+    weights = np.zeros(len(rollout), dtype=np.float32)
+    row_valid, row_live = free.copy(), free.copy()
     reports = []
     for pool in objective.pools:
-        members = np.isin(rows.role, pool.roles) & rows.row_valid
-        eligible = members & kept
-        pool_weights, live, report = _normalise(rows, pool, members, eligible)
-        weights[eligible] = pool_weights
-        row_valid |= eligible
-        row_live[eligible] = live
+        members = rows.row_valid & np.isin(rows.role, list(trained & set(pool.roles)))
+        pool_weights, live, report = weigh(candidates, pool, members)
+        weights += pool_weights
+        row_valid |= members & candidates.kept
+        row_live |= live
         reports.append(report)
-    metrics = _metrics(rows, objective, scored, row_valid, weights, reports)
-    return AdvantageResult(weights, row_valid, row_live, tuple(reports), metrics)
+    metrics = _metrics(rows, rollout, objective, scored, row_valid, weights, reports)
+    row_weight = _row_weights(rows, row_valid, objective)
+    return AdvantageResult(weights, row_valid, row_live, row_weight, tuple(reports), metrics)
 
 
-def _scored(rows: RowTable) -> np.ndarray:
+def _keys(rows: RowTable, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (rollout, parent), int[R] each: rows share a number iff they belong to one rollout; -1 is no parent."""
+    if rows.parent is None and objective.reads_parents:
+        raise ValueError(f"objective {objective.name!r} compares attempts with their drafts: the rows need `parent`")
+    parent = np.full(len(rows.role), -1) if rows.parent is None else rows.parent
+    if not len(rows.role):
+        return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp)
+    pairs = np.stack([np.tile(rows.prompt, 2), np.concatenate([rows.rollout, parent])], axis=1)
+    rollout, parent_key = np.split(np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1), 2)
+    return rollout, np.where(parent < 0, -1, parent_key)
+
+
+def _scored(rows: RowTable, rollout: np.ndarray) -> np.ndarray:
     """bool[R]: real rows of rollouts that have a finite reward in every one of their rows."""
     failed = rows.row_valid & ~(rows.reward_valid & np.isfinite(rows.reward))
-    failed_rollouts = _keys(rows)[failed]
-    return rows.row_valid & ~np.isin(_keys(rows), failed_rollouts)
+    return rows.row_valid & ~np.isin(rollout, rollout[failed])
 
 
-def _keys(rows: RowTable) -> np.ndarray:
-    """int[R]: equal for two rows iff they belong to one rollout."""
-    if not len(rows.role):
-        return np.zeros(0, dtype=np.intp)
-    pairs = np.stack([rows.prompt, rows.rollout], axis=1)
-    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+def _overlong_penalty(rows: RowTable, rollout: np.ndarray, objective: Objective) -> np.ndarray:
+    """float64[R] in [-1, 0], from the longest row of a rollout: 0 up to the buffer, then linear; -1 where truncated."""
+    if rows.length is None:
+        raise ValueError(f"objective {objective.name!r} penalises long rollouts: the rows need `length`")
+    assert objective.response_length is not None
+    assert objective.overlong_buffer is not None
+    longest = np.zeros(rollout.max(initial=-1) + 1)
+    np.maximum.at(longest, rollout, np.where(rows.row_valid, rows.length, 0))
+    start = objective.response_length - objective.overlong_buffer
+    penalty = np.clip((start - longest[rollout]) / objective.overlong_buffer, -1.0, 0.0)
+    return np.where(np.isin(rollout, rollout[rows.row_valid & rows.truncated]), -1.0, penalty)
 
 
-def _first_of_rollout(rows: RowTable, among: np.ndarray) -> np.ndarray:
-    """bool[R]: the first row of every rollout, counting only the rows in `among`."""
-    indices = np.flatnonzero(among)
-    first = np.zeros(len(rows.role), dtype=bool)
-    first[indices[np.unique(_keys(rows)[indices], return_index=True)[1]]] = True
-    return first
-
-
-def _normalise(
-    rows: RowTable, pool: Pool, members: np.ndarray, eligible: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, PoolReport]:
-    """Returns (weights float32[E], live bool[E]) of the E eligible rows, and the report over prompts with a member."""
-    prompts, prompt_of_member = np.unique(rows.prompt[members], return_inverse=True)
-    segment = np.zeros(len(rows.role), dtype=np.intp)
-    segment[members] = prompt_of_member.reshape(-1)
-    counted = _first_of_rollout(rows, eligible)
-    where, reward = segment[counted], rows.reward[counted].astype(np.float64)
-    n = np.bincount(where, minlength=len(prompts))
-    mean = np.bincount(where, weights=reward, minlength=len(prompts)) / np.maximum(n, 1)
-    squares = np.bincount(where, weights=(reward - mean[where]) ** 2, minlength=len(prompts))
-    std = np.sqrt(squares / np.maximum(n - int(pool.unbiased), 1))
-    needed = pool.min_size if pool.has_statistics else 1
-    small = n < needed
-    equal = ~small & ~_apart(where, reward, len(prompts), pool.reward_tolerance) & pool.has_statistics
-    live = ~small & ~equal
-
-    where, reward = segment[eligible], rows.reward[eligible].astype(np.float64)
-    centred = reward - mean[where] if pool.centre == "mean" else reward
-    scale = np.maximum(std, pool.std_floor)[where] + pool.eps if pool.scale == "std" else np.ones_like(reward)
-    weights = np.divide(centred, scale, out=np.zeros_like(reward), where=live[where]).astype(np.float32)
-
-    sampled = np.bincount(segment[_first_of_rollout(rows, members)], minlength=len(prompts))
-    lost = small & (sampled >= needed)
-    report = PoolReport(
-        roles=pool.roles,
-        count=len(prompts),
-        live=int(live.sum()),
-        all_equal=int(equal.sum()),
-        too_small=int((small & ~lost).sum()),
-        invalid=int(lost.sum()),
-    )
-    return weights, live[where], report
-
-
-def _apart(where: np.ndarray, reward: np.ndarray, segments: int, tolerance: float) -> np.ndarray:
-    """bool[segments]: max - min exceeds the tolerance by more than the rounding of float32 rewards can explain."""
-    highest, lowest = np.full(segments, -np.inf), np.full(segments, np.inf)
-    np.maximum.at(highest, where, reward)
-    np.minimum.at(lowest, where, reward)
-    occupied = np.isfinite(highest)
-    spread = np.subtract(highest, lowest, out=np.zeros(segments), where=occupied)
-    largest = np.maximum(np.abs(highest), np.abs(lowest), out=np.zeros(segments), where=occupied)
-    return spread > tolerance + np.finfo(np.float32).eps * largest
+def _row_weights(rows: RowTable, row_valid: np.ndarray, objective: Objective) -> np.ndarray:
+    """float32[R]: 1, or (`per_prompt_equal`) the mean number of a term's rows per prompt over that of the prompt."""
+    weights = np.ones(len(rows.role), dtype=np.float32)
+    if not objective.per_prompt_equal:
+        return weights
+    for term in objective.terms:
+        of_term = row_valid & np.isin(rows.role, term.roles)
+        _, prompt, count = np.unique(rows.prompt[of_term], return_inverse=True, return_counts=True)
+        if len(count):
+            weights[of_term] = count.mean() / count[prompt.reshape(-1)]
+    return weights
 
 
 def _metrics(
     rows: RowTable,
+    rollout: np.ndarray,
     objective: Objective,
     scored: np.ndarray,
     row_valid: np.ndarray,
@@ -197,8 +173,10 @@ def _metrics(
     for role in objective.views:
         of_role, name = rows.role == role, role.name.lower()
         metrics[f"pool/rows_{name}_count"] = float((of_role & row_valid).sum())
-        if (of_role & scored).any():
-            metrics[f"pool/reward_{name}_mean"] = _mean(rows.reward[_first_of_rollout(rows, of_role & scored)])
+        judged_rows = np.flatnonzero(of_role & scored)
+        if len(judged_rows):
+            first = np.unique(rollout[judged_rows], return_index=True)[1]
+            metrics[f"pool/reward_{name}_mean"] = _mean(rows.reward[judged_rows[first]])
         if (of_role & row_valid).any():
             metrics[f"pool/weight_abs_{name}_mean"] = _mean(np.abs(weights[of_role & row_valid]))
     return metrics

@@ -203,6 +203,8 @@ def _row_table(views: Sequence[View]) -> RowTable:
         reward_valid=np.array([v.reward is not None for v in views], bool),
         row_valid=np.ones(len(views), bool),
         truncated=np.array([v.truncated for v in views], bool),
+        parent=np.array([v.parent for v in views], np.int32),
+        length=np.array([len(v.response) for v in views], np.int32),
     )
 
 

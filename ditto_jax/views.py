@@ -21,7 +21,8 @@ class View:
 
     context int32[c], response int32[t], loss_mask bool[t], behaviour float32[t] (sampler log-probs, in the sampling
     context). `prompt` and `rollout` number the prompt and the rollout within the step; `cross` is True iff the
-    training context is not the sampling context. `reward` is None if the judge gave no score.
+    training context is not the sampling context. `reward` is None if the judge gave no score. `parent` is the rollout
+    number of the draft that the rollout answers to, -1 for drafts.
     """
 
     role: ViewRole
@@ -34,9 +35,12 @@ class View:
     reward: float | None
     truncated: bool
     cross: bool
+    parent: int = -1
 
 
-def _view(role: ViewRole, number: int, rollout: Rollout, transcript: Transcript, context: np.ndarray) -> View:
+def _view(
+    role: ViewRole, number: int, rollout: Rollout, transcript: Transcript, context: np.ndarray, parent: int = -1
+) -> View:
     own = transcript.context_length
     return View(
         role=role,
@@ -49,6 +53,7 @@ def _view(role: ViewRole, number: int, rollout: Rollout, transcript: Transcript,
         reward=rollout.verdict.score if rollout.verdict.outcome is Outcome.OK else None,
         truncated=rollout.truncated,
         cross=not np.array_equal(context, transcript.ids[:own]),
+        parent=parent,
     )
 
 
@@ -57,6 +62,7 @@ def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole]) -> list[Vie
     none.
     """
     parents = {(r.prompt_index, r.sample_index): r.transcripts for r in rollouts if r.role is RolloutRole.DRAFT}
+    drafts = {(r.prompt_index, r.sample_index): i for i, r in enumerate(rollouts) if r.role is RolloutRole.DRAFT}
     views = []
     for number, rollout in enumerate(rollouts):
         for name, transcript in rollout.transcripts.items():
@@ -67,12 +73,13 @@ def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole]) -> list[Vie
                 if ViewRole.DRAFT in roles:
                     views.append(_view(ViewRole.DRAFT, number, rollout, transcript, own))
                 continue
+            draft = drafts.get((rollout.prompt_index, rollout.sample_index), -1)
             if ViewRole.REFINED_PLAIN in roles:
                 plain = transcript.plain_context
                 if plain is None:
                     parent = parents[rollout.prompt_index, rollout.sample_index][name]
                     plain = parent.ids[: parent.context_length]
-                views.append(_view(ViewRole.REFINED_PLAIN, number, rollout, transcript, plain))
+                views.append(_view(ViewRole.REFINED_PLAIN, number, rollout, transcript, plain, draft))
             if ViewRole.REFINED_FB in roles:
-                views.append(_view(ViewRole.REFINED_FB, number, rollout, transcript, own))
+                views.append(_view(ViewRole.REFINED_FB, number, rollout, transcript, own, draft))
     return views

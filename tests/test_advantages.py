@@ -20,8 +20,8 @@ JOINT_DRAFTS = [-1.704871, -0.902579, -0.100287, 0.702006]
 JOINT_REFINED = [-0.501433, 1.103152, 1.103152, 0.300860]
 
 
-def table(role, reward, prompt=None, rollout=None, **flags) -> RowTable:
-    """Returns a row table with one prompt, own rollouts and no failures unless said otherwise."""
+def table(role, reward, prompt=None, rollout=None, parent=None, length=None, **flags) -> RowTable:
+    """Returns a row table with one prompt, own rollouts without parents and no failures unless said otherwise."""
     n = len(role)
     columns = {"reward_valid": np.ones(n, bool), "row_valid": np.ones(n, bool), "truncated": np.zeros(n, bool)}
     columns.update({name: np.asarray(flag, dtype=bool) for name, flag in flags.items()})
@@ -30,6 +30,8 @@ def table(role, reward, prompt=None, rollout=None, **flags) -> RowTable:
         prompt=np.zeros(n, np.int32) if prompt is None else np.asarray(prompt, dtype=np.int32),
         rollout=np.arange(n, dtype=np.int32) if rollout is None else np.asarray(rollout, dtype=np.int32),
         reward=np.asarray(reward, dtype=np.float32),
+        parent=np.full(n, -1, np.int32) if parent is None else np.asarray(parent, dtype=np.int32),
+        length=np.zeros(n, np.int32) if length is None else np.asarray(length, dtype=np.int32),
         **columns,
     )
 

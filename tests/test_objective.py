@@ -150,7 +150,7 @@ def test_config_is_built_from_plain_values_strictly():
         ({"std_floor": -0.1}, r"objective\.std_floor"),
         ({"std_floor": 0.1, "scale": "none"}, "has no effect with scale='none'"),
         ({"reward_tolerance": -1.0}, r"objective\.reward_tolerance"),
-        ({"truncated": "penalise"}, r"objective\.truncated"),
+        ({"truncated": "mask"}, r"objective\.truncated"),
     ],
 )
 def test_impossible_settings_are_config_errors_naming_the_key(settings, message):

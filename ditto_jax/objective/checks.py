@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+import pydantic
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.types import ViewRole
+
+
+def _role_named(value: Any) -> Any:
+    """Returns the role that a word names; anything else as it is, for pydantic to judge."""
+    if not isinstance(value, str):
+        return value
+    known = {role.name.lower(): role for role in ViewRole}
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"objective.roles: unknown role {value!r}; {hint}known roles: {', '.join(known)}")
+    return known[value]
+
+
+# A role as a word in YAML: draft, refined_plain, ...
+Role = Annotated[
+    ViewRole, pydantic.BeforeValidator(_role_named), pydantic.PlainSerializer(lambda role: ViewRole(role).name.lower())
+]
+Roles = tuple[Role, ...]
 
 
 def role_names(roles: tuple[ViewRole, ...]) -> str:

@@ -20,12 +20,14 @@ from ditto_jax.types import ViewRole
 
 Denominator = Literal["shared", "term"]
 CountedRows = Literal["valid", "live"]
-Truncated = Literal["drop", "keep"]
+Truncated = Literal["drop", "keep", "penalise"]
 Anchor = Literal["rescored", "behaviour"]
 Author = Literal["judge", "policy"]
 Kept = Literal["all", "best"]
 TeacherWeights = Literal["same", "ema", "frozen"]
 Pass = Literal["anchor", "sample", "reference", "teacher"]
+
+ATTEMPTED_AGAIN = (ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB, ViewRole.REFLECTION)  # no such row without an attempt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,13 @@ class Refinement:
 
     words: who writes h, the "judge", or the "policy" itself in a reflection that is sampled as a rollout of its own.
     keep: "all" refined rollouts of a prompt, or the "best" alone (the first of the highest score).
+    draft_feedback: words under which all drafts are sampled, in the place of a judge's (arXiv 2509.22638 draws drafts
+        under a fixed positive critique); "" samples them under x alone.
     """
 
     words: Author = "judge"
     keep: Kept = "all"
+    draft_feedback: str = ""
 
     def __post_init__(self):
         check_choice("refinement.words", self.words, Author)
@@ -67,7 +72,8 @@ class Objective:
     counted_rows: denominators count the "valid" rows, or only those of "live" pools (as if dead groups were sampled
         anew, arXiv 2503.14476).
     aggregation: how token losses become one number; "seq_const" also divides by `response_length`.
-    truncated: whether rows cut by the token budget leave statistics and loss, or stay in both.
+    truncated: whether rows cut by the token budget leave statistics and loss, stay in both, or stay and are penalised:
+        rewards lose up to 1 over the last `overlong_buffer` tokens before `response_length` (arXiv 2503.14476).
     anchor: "rescored" with the weights before the update, or the sampler's own ("behaviour"), which saves that pass.
     per_prompt_equal: every prompt weighs the same within a term, however many rows it has.
     """
@@ -80,6 +86,7 @@ class Objective:
     aggregation: Aggregation = "token_mean"
     response_length: int | None = None
     truncated: Truncated = "drop"
+    overlong_buffer: int | None = None
     anchor: Anchor = "rescored"
     per_prompt_equal: bool = False
     refinement: Refinement = Refinement()
@@ -90,14 +97,31 @@ class Objective:
 
     @property
     def views(self) -> tuple[ViewRole, ...]:
-        """The roles whose rows must exist: every role that a term trains or a pool takes statistics from."""
-        parts = [*(term.roles for term in self.terms), *(pool.roles for pool in self.pools)]
-        return tuple(sorted({role for roles in (*parts, *(p.counted_roles for p in self.pools)) for role in roles}))
+        """The roles whose rows must exist: every role that a term trains or a pool compares with."""
+        parts = [term.roles for term in self.terms]
+        parts += [roles for pool in self.pools for roles in (pool.roles, pool.counted_roles)]
+        drafts = [(ViewRole.DRAFT,)] if any(pool.centre == "parent" for pool in self.pools) else []
+        return tuple(sorted({role for roles in (*parts, *drafts) for role in roles}))
 
     @property
     def refine(self) -> bool:
-        """True iff the objective needs feedback, for refined rollouts or for a teacher."""
-        return self.passes >= {"teacher"} or any(role is not ViewRole.DRAFT for role in self.views)
+        """True iff the objective needs feedback: for refined rollouts, for a teacher, or as a text to train."""
+        return "teacher" in self.passes or any(role is not ViewRole.DRAFT for role in self.views)
+
+    @property
+    def refined_rollouts(self) -> bool:
+        """True iff drafts with feedback must be attempted again: a teacher and the words themselves need no attempt."""
+        return any(role in ATTEMPTED_AGAIN for role in self.views)
+
+    def is_cross(self, role: ViewRole) -> bool:
+        """True iff rows of the role are trained under another context than they were sampled in."""
+        always = role in (ViewRole.REFINED_PLAIN, ViewRole.DRAFT_FB)
+        return always or (role is ViewRole.DRAFT and bool(self.refinement.draft_feedback))
+
+    @property
+    def reads_parents(self) -> bool:
+        """True iff a pool must know which draft a rollout answers to."""
+        return any(pool.centre == "parent" or pool.key == "parent" or pool.credit > 0.0 for pool in self.pools)
 
     @property
     def passes(self) -> frozenset[Pass]:

@@ -9,9 +9,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from ditto_jax.objective.checks import check, check_choice, check_roles, role_names
+from ditto_jax.objective.checks import Roles, check, check_choice, check_roles, role_names
 from ditto_jax.objective.losses import Kl, KlRef, Nll, TokenLoss
-from ditto_jax.types import ViewRole
 
 Aggregation = Literal["token_mean", "seq_mean", "seq_sum", "seq_const"]
 CrossWeight = Literal["none", "token", "seq"]
@@ -49,7 +48,7 @@ class Term:
     """
 
     loss: TokenLoss
-    roles: tuple[ViewRole, ...]
+    roles: Roles
     coef: float = 1.0
     neg_floor: float | None = -8.0
     token_floor: float | None = None
