@@ -7,11 +7,12 @@ a value that would work. Names follow TRL where TRL has one. Loading, layering a
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
-from ditto_jax.objective import ObjectiveConfig, make_objective
+from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
 from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.state import OptimizerConfig
 from ditto_jax.strict import build
@@ -223,11 +224,22 @@ class RunConfig:
     profile_steps: tuple[int, ...] = ()  # steps to record with the JAX profiler
 
     def __post_init__(self):
-        make_objective(self.objective)
+        validate_run(
+            make_objective(self.objective),
+            num_generations=self.rollout.num_generations,
+            max_completion_length=self.rollout.max_completion_length,
+            feedback_is_given=not self.tasks or any(map(self._may_be_asked_about, self.tasks)),
+        )
         if self.train.updates_per_step > self.rollout.prompts_per_step:
             raise ConfigError(
                 f"train.updates_per_step={self.train.updates_per_step} exceeds rollout.prompts_per_step="
                 f"{self.rollout.prompts_per_step}: rows of one prompt stay in one update; lower it"
+            )
+        if self.rollout.prompts_per_step % self.train.updates_per_step:
+            whole = self.rollout.prompts_per_step // self.train.updates_per_step * self.train.updates_per_step
+            raise ConfigError(
+                f"rollout.prompts_per_step={self.rollout.prompts_per_step}: not divisible by train.updates_per_step="
+                f"{self.train.updates_per_step}, so that a prompt's weight would depend on its update; {whole} works"
             )
         if self.rollout.max_completion_length < 1:
             raise ConfigError(f"rollout.max_completion_length={self.rollout.max_completion_length}: must be positive")
@@ -252,6 +264,11 @@ class RunConfig:
             )
         if "/" in self.run_name or self.run_name in ("", ".", ".."):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")
+
+    def _may_be_asked_about(self, task: TaskConfig) -> bool:
+        """False for a task whose gate lets no draft through."""
+        below = self.rollout.feedback_below if task.feedback.below is None else task.feedback.below
+        return task.feedback.by != "nobody" and below > -math.inf
 
     def judge_for(self, task: TaskConfig) -> JudgeConfig:
         """Returns the settings of the judge of one task. Raises ConfigError for values that cannot work."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditto_jax.comparison import Control, Pair, reading_controls, show_interval, show_value, verdict_on_change
+from ditto_jax.objective import OBJECTIVES
 from ditto_jax.readings import Row, ends, number, reward_gap
 from ditto_jax.rollout_reading import RolloutReading
 
@@ -104,7 +105,17 @@ _LEAKED = "The words told too much and were withheld; no refined rollout was sam
 _TRUNCATED = {
     "drop": "Left out of statistics and loss (objective.truncated: drop).",
     "keep": "Kept in statistics and loss (objective.truncated: keep).",
+    "penalise": "Kept in statistics and loss, at a lower reward (objective.truncated: penalise).",
 }
+
+
+def _truncation_rule(objective: Mapping[str, Any]) -> str:
+    """The rule as set, or that of the entry of the table which the run trained with."""
+    rule = objective.get("truncated", "preset")
+    if rule != "preset":
+        return str(rule)
+    entry = OBJECTIVES.get(str(objective.get("name")))
+    return entry.truncated if entry else "drop"
 
 
 def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[str, Any]) -> list[OutcomeLine]:
@@ -126,7 +137,7 @@ def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[
                 lines.append(OutcomeLine(f"{area}: {_WHY.get(outcome, outcome)}", count, sum(counts.values()), effect))
     if words:
         lines.append(OutcomeLine("Feedback: leaked", leaked, sum(words.values()), _LEAKED))
-    rule = (config.get("objective") or {}).get("truncated", "drop")
+    rule = _truncation_rule(config.get("objective") or {})
     for role, total in sorted(reading.total.items()):
         cut = reading.truncated[role]
         lines.append(OutcomeLine(f"Rollouts truncated: {role}", cut, total, _TRUNCATED.get(rule, str(rule))))

@@ -28,25 +28,31 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
             raise ConfigError(f"{dotted}: unknown key; {hint}")
-        nested = _dataclass_in(hints[key])
-        if nested is None:
+        nested = _dataclasses_in(hints[key])
+        if not nested:
             continue
         if isinstance(value, Mapping):
-            _check_keys(nested, value, dotted)
+            _check_keys(_chosen(nested, value, dotted), value, dotted)
         elif isinstance(value, (list, tuple)):
             for i, item in enumerate(value):
                 if isinstance(item, Mapping):
-                    _check_keys(nested, item, f"{dotted}[{i}]")
+                    _check_keys(_chosen(nested, item, f"{dotted}[{i}]"), item, f"{dotted}[{i}]")
 
 
-def _dataclass_in(hint: Any) -> type | None:
+def _dataclasses_in(hint: Any) -> list[type]:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint
-    for arg in typing.get_args(hint):
-        found = _dataclass_in(arg)
-        if found is not None:
-            return found
-    return None
+        return [hint]
+    return [found for arg in typing.get_args(hint) for found in _dataclasses_in(arg)]
+
+
+def _chosen(classes: list[type], value: Mapping[str, Any], where: str) -> type:
+    """Returns the only class, or of several that which `kind` chooses: each has a field of that name with a default."""
+    if len(classes) == 1:
+        return classes[0]
+    by_kind = {getattr(cls, "kind", None): cls for cls in classes}
+    if value.get("kind") not in by_kind:
+        raise ConfigError(f"{where}.kind={value.get('kind')!r}: must be one of {', '.join(map(str, by_kind))}")
+    return by_kind[value["kind"]]
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -59,5 +65,17 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):  # from a __post_init__: it names its key, and does not echo every value
             raise cause from None
-        dotted = ".".join([*([where] if where else []), *map(str, first["loc"])])
+        dotted = ".".join([*([where] if where else []), *_keys_of(first["loc"], values, first["type"] == "missing")])
         raise ConfigError(f"{dotted}={first.get('input')!r}: {first['msg']}") from None
+
+
+def _keys_of(location: tuple[str | int, ...], values: Any, is_missing: bool) -> list[str]:
+    """Returns the parts of an error's location that are keys of `values`: pydantic adds the types that it tried."""
+    keys = []
+    for part in location:
+        is_key = isinstance(values, Mapping) and part in values
+        is_index = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        if is_key or is_index:
+            values = values[part]
+            keys.append(str(part))
+    return [*keys, str(location[-1])] if is_missing else keys

@@ -82,7 +82,7 @@ def test_every_setting_reaches_every_part_that_has_it():
     objective = make_objective(config)
     assert {term.loss for term in objective.terms} == {PgClip(epsilon=0.1, epsilon_high=math.inf, dual_clip=10.0)}
     assert [term.coef for term in objective.terms] == [1.0, 0.5]
-    assert {term.neg_floor for term in objective.terms} == {None}
+    assert [term.neg_floor for term in objective.terms] == [None, -8.0]  # only cross-context rows have a floor
     assert {(pool.std_floor, pool.reward_tolerance) for pool in objective.pools} == {(0.03, 0.01)}
     assert (objective.aggregation, objective.response_length, objective.truncated) == ("seq_const", 64, "keep")
     centred = make_objective(ObjectiveConfig(scale="none"))
@@ -103,13 +103,40 @@ def test_no_setting_is_without_effect_somewhere():
         "std_floor": 0.1,
         "reward_tolerance": 0.0,
         "truncated": "keep",
+        "unbiased": False,
+        "singleton": "raw",
+        "clip": 5.0,
+        "token_floor": -5.0,
+        "skip_first": 3,
+        "cross_is": "token",
+        "mismatch": "token_tis",
+        "denominator": "term",
+        "counted_rows": "live",
+        "per_prompt_equal": True,
+        "words": "policy",
+        "draft_feedback": "well done",
     }
-    for field, value in others.items():
-        changed = make_objective(dataclasses.replace(ObjectiveConfig(), **{field: value}))
-        assert changed != make_objective(ObjectiveConfig()), field
-    lengths = [make_objective(ObjectiveConfig(aggregation="seq_const", response_length=n)) for n in (8, 9)]
-    assert lengths[0] != lengths[1]
-    assert set(others) | {"response_length"} == {field.name for field in dataclasses.fields(ObjectiveConfig)}
+    elsewhere = {
+        "gamma": ("critique_grpo", 0.2),
+        "alpha": ("sdpo", 0.5),
+        "top_k": ("sdpo", 50),
+        "tail": ("sdpo", False),
+        "is_clip": ("sdpo", None),
+        "teacher_coef": ("sdpo_grpo", 0.5),
+        "teacher": ("sdpo", "frozen"),
+        "teacher_rate": ("sdpo", 0.01),
+        "mismatch_low": ("sdft", 0.5),
+        "mismatch_high": ("sdft", 3.0),
+        "anchor": ("grpo", "behaviour"),
+        "keep": ("ditto_no_fb", "best"),
+        "response_length": ("dr_grpo", 9),
+        "overlong_buffer": ("dapo", 9),
+    }
+    for field, (name, value) in {**{key: ("ditto", value) for key, value in others.items()}, **elsewhere}.items():
+        changed = make_objective(dataclasses.replace(ObjectiveConfig(name=name), **{field: value}))
+        assert changed != OBJECTIVES[name], field
+    spelled_out = {"pools", "terms"}
+    assert set(others) | set(elsewhere) | spelled_out == {field.name for field in dataclasses.fields(ObjectiveConfig)}
 
 
 def test_presets_are_left_as_they_are_by_overrides():
@@ -130,7 +157,7 @@ def test_config_is_built_from_plain_values_strictly():
     ("settings", "message"),
     [
         ({"name": "dito"}, "did you mean 'ditto'"),
-        ({"name": "xyz"}, "known objectives: grpo, ditto"),
+        ({"name": "xyz"}, "known objectives: grpo, dr_grpo"),
         ({"epsilon": -0.1}, r"objective\.epsilon=-0\.1"),
         ({"epsilon": math.nan}, r"objective\.epsilon=nan"),
         ({"epsilon_high": -1.0}, r"objective\.epsilon_high"),

@@ -5,8 +5,9 @@ from ditto_jax.objective.config import ObjectiveConfig, make_objective
 from ditto_jax.objective.losses import Cispo, Kl, KlRef, Nll, PgClip, Reinforce, Shaped, TokenLoss
 from ditto_jax.objective.objective import Objective, Refinement, Teacher
 from ditto_jax.objective.pool import Pool
-from ditto_jax.objective.table import OBJECTIVES
+from ditto_jax.objective.table import OBJECTIVES, register
 from ditto_jax.objective.term import Mismatch, Term
+from ditto_jax.objective.validation import validate_run
 
 __all__ = [
     "OBJECTIVES",
@@ -26,5 +27,7 @@ __all__ = [
     "Term",
     "TokenLoss",
     "make_objective",
+    "register",
     "role_names",
+    "validate_run",
 ]

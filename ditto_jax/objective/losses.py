@@ -7,6 +7,7 @@ minimised. `kind` is the name under which YAML chooses it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from ditto_jax.objective.checks import check, check_choice
@@ -47,6 +48,10 @@ class Cispo:
     epsilon_high: float = 4.0
     kind: Literal["cispo"] = dataclasses.field(default="cispo", kw_only=True)
 
+    def __post_init__(self):
+        check(self.epsilon >= 0.0, "epsilon", self.epsilon, "must be >= 0; 1 and above is no lower limit", 1.0)
+        check(self.epsilon_high >= 0.0, "epsilon_high", self.epsilon_high, "must be >= 0", 4.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Reinforce:
@@ -65,6 +70,11 @@ class Shaped:
     gamma: float = 0.1
     of: Literal["p", "rho"] = "p"
     kind: Literal["shaped"] = dataclasses.field(default="shaped", kw_only=True)
+
+    def __post_init__(self):
+        is_valid = self.gamma > 0.0 and math.isfinite(self.gamma)
+        check(is_valid, "gamma", self.gamma, "must be finite and above 0; at 0 the shape is constant", 0.1)
+        check_choice("of", self.of, Literal["p", "rho"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +102,21 @@ class Kl:
     is_clip: float | None = 2.0
     kind: Literal["kl"] = dataclasses.field(default="kl", kw_only=True)
 
+    def __post_init__(self):
+        check(0.0 <= self.alpha <= 1.0, "alpha", self.alpha, "must be in [0, 1]", 1.0)
+        check(self.top_k >= 1, "top_k", self.top_k, "must be at least 1", 20)
+        clip_is_valid = self.is_clip is None or self.is_clip >= 1.0
+        check(clip_is_valid, "is_clip", self.is_clip, "caps a weight that is 1 at first; must be at least 1", 2.0)
+        check_choice("candidates", self.candidates, Candidates)
+        if self.sampled:
+            rule = "with sampled=true the sampled token is the only candidate"
+            check(self.top_k == 1, "top_k", self.top_k, rule, "1 (or sampled=false)")
+            rule = "with sampled=true only KL(S || T) has an estimate from the policy's own token"
+            check(self.alpha == 1.0, "alpha", self.alpha, rule, 1.0)
+        else:
+            rule = "one candidate renormalised without a tail has probability 1 under both, so nothing to learn"
+            check(self.top_k > 1 or self.tail, "top_k", self.top_k, rule, 20)
+
 
 @dataclasses.dataclass(frozen=True)
 class KlRef:
@@ -102,6 +127,11 @@ class KlRef:
     estimator: Estimator = "k3"
     with_ratio: bool = False
     kind: Literal["kl_ref"] = dataclasses.field(default="kl_ref", kw_only=True)
+
+    def __post_init__(self):
+        check_choice("estimator", self.estimator, Estimator)
+        moves = self.estimator != "k1" or self.with_ratio
+        check(moves, "estimator", self.estimator, "in a loss k1 has zero expected gradient without its ratio", "k2")
 
 
 TokenLoss = PgClip | Cispo | Reinforce | Shaped | Nll | Kl | KlRef

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from ditto_jax.errors import ConfigError
-from ditto_jax.objective.checks import check, check_choice, role_names
-from ditto_jax.objective.losses import Cispo, Kl, KlRef, PgClip, Shaped
+from ditto_jax.objective.checks import check, check_choice
+from ditto_jax.objective.losses import Kl, KlRef
 from ditto_jax.objective.pool import Pool
 from ditto_jax.objective.term import Aggregation, Term
+from ditto_jax.objective.validation import validate
 from ditto_jax.types import ViewRole
 
 Denominator = Literal["shared", "term"]
@@ -61,11 +61,13 @@ class Teacher:
     def __post_init__(self):
         check_choice("teacher.weights", self.weights, TeacherWeights)
         check(0.0 < self.rate <= 1.0, "teacher.rate", self.rate, "must be in (0, 1]", 0.05)
+        rate_is_used = self.weights == "ema" or self.rate == 0.05
+        check(rate_is_used, "teacher.rate", self.rate, f"has no effect with teacher={self.weights!r}", 0.05)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Pools and terms. Building one runs `validate`, so an impossible objective does not exist.
+    """Pools and terms. Building one runs `validation.validate`, so an impossible objective does not exist.
 
     denominator: "shared" divides all terms that use rewards by one count, so that every trained token weighs the same
         whichever term it is in; "term" gives each its own. Other terms always have their own.
@@ -93,7 +95,12 @@ class Objective:
     teacher: Teacher = Teacher()
 
     def __post_init__(self):
-        self.validate()
+        check_choice("denominator", self.denominator, Denominator)
+        check_choice("counted_rows", self.counted_rows, CountedRows)
+        check_choice("aggregation", self.aggregation, Aggregation)
+        check_choice("truncated", self.truncated, Truncated)
+        check_choice("anchor", self.anchor, Anchor)
+        validate(self)
 
     @property
     def views(self) -> tuple[ViewRole, ...]:
@@ -130,7 +137,7 @@ class Objective:
         """
         needed: set[Pass] = set()
         for term in self.terms:
-            if isinstance(term.loss, PgClip | Cispo | Shaped):
+            if self._reads_anchor(term) and self.anchor == "rescored":
                 needed.add("anchor")
             if isinstance(term.loss, KlRef):
                 needed.add("reference")
@@ -140,38 +147,7 @@ class Objective:
                 needed.add("sample")
         return frozenset(needed)
 
-    def validate(self) -> None:
-        """Returns nothing; raises ConfigError for a combination that cannot work."""
-        check(bool(self.terms), "terms", self.terms, "an objective needs at least one term", "a Term")
-        check_choice("denominator", self.denominator, Denominator)
-        check_choice("counted_rows", self.counted_rows, CountedRows)
-        check_choice("aggregation", self.aggregation, Aggregation)
-        check_choice("truncated", self.truncated, Truncated)
-        check_choice("anchor", self.anchor, Anchor)
-        owners: dict[ViewRole, Pool] = {}
-        for pool in self.pools:
-            for role in pool.roles:
-                if role in owners:
-                    raise ConfigError(
-                        f"objective {self.name!r}: role {role.name} is in two pools, "
-                        f"{role_names(owners[role].roles)} and {role_names(pool.roles)}; a row has one weight: "
-                        "leave the role in one of them"
-                    )
-                owners[role] = pool
-        for term in self.terms:
-            for role in term.roles:
-                if term.uses_rewards and role not in owners:
-                    raise ConfigError(
-                        f"objective {self.name!r}: a term trains role {role.name}, but no pool gives it a weight; add "
-                        f"{role.name} to a pool, such as Pool(roles=(ViewRole.{role.name},))"
-                    )
-        self._validate_response_length()
-
-    def _validate_response_length(self) -> None:
-        length = self.response_length
-        if self.aggregation == "seq_const":
-            rule = "aggregation='seq_const' divides by it; must be at least 1, such as the largest response"
-            check(length is not None and length >= 1, "response_length", length, rule, 1024)
-        else:
-            rule = f"has no effect with aggregation={self.aggregation!r}"
-            check(length is None, "response_length", length, rule, "null")
+    def _reads_anchor(self, term: Term) -> bool:
+        cross = any(self.is_cross(role) for role in term.roles)
+        floors = term.token_floor is not None or (term.uses_rewards and term.neg_floor is not None)
+        return term.uses_ratio or term.cross_is != "none" or (cross and floors)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+import pydantic
 
 from ditto_jax.objective.checks import Roles, check, check_choice, check_roles, role_names
-from ditto_jax.objective.losses import Kl, KlRef, Nll, TokenLoss
+from ditto_jax.objective.losses import Cispo, Kl, KlRef, Nll, PgClip, Shaped, TokenLoss
 
 Aggregation = Literal["token_mean", "seq_mean", "seq_sum", "seq_const"]
 CrossWeight = Literal["none", "token", "seq"]
@@ -31,7 +33,13 @@ class Mismatch:
 
     def __post_init__(self):
         check_choice("mismatch.correction", self.correction, Correction)
-        check(0.0 <= self.low < self.high, "mismatch.low", self.low, "must be >= 0 and below mismatch.high", 0.0)
+        field = f"mismatch_low={self.low!r}, objective.mismatch_high"
+        check(0.0 <= self.low < self.high, field, self.high, "must be >= 0 and ascending", "0.5 and 2.0")
+        keeps_agreement = self.low <= 1.0 <= self.high
+        rule = "a sampler that agrees with the trainer has weight 1, which these limits would cut: no signal is left"
+        check(keeps_agreement, field, self.high, rule, "0.5 and 2.0")
+        vetoes = self.correction != "veto" or self.low > 0.0
+        check(vetoes, "mismatch_low", self.low, "mismatch='veto' leaves out rows below it; must be above 0", 1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Term:
     mismatch: correction for the sampler's numerics; None: none.
     """
 
-    loss: TokenLoss
+    loss: Annotated[TokenLoss, pydantic.Field(discriminator="kind")]
     roles: Roles
     coef: float = 1.0
     neg_floor: float | None = -8.0
@@ -69,8 +77,23 @@ class Term:
             check(floor_is_valid, name, floor, "is a log-probability below 0, or null for none", -8.0)
         check(self.skip_first >= 0, "skip_first", self.skip_first, "must be >= 0", 0)
         check_choice("cross_is", self.cross_is, CrossWeight)
+        check(self.cross_cap > 0.0, "cross_cap", self.cross_cap, "must be above 0", 2.0)
+        if self.aggregation is not None:
+            check_choice("aggregation", self.aggregation, Aggregation)
 
     @property
     def uses_rewards(self) -> bool:
         """True iff the loss is multiplied by the row's weight, so that each role needs a pool."""
         return not isinstance(self.loss, Nll | Kl | KlRef)
+
+    @property
+    def uses_ratio(self) -> bool:
+        """True iff the loss compares the policy with the anchor, token by token."""
+        loss = self.loss
+        if isinstance(loss, PgClip | Cispo):
+            return True
+        return (
+            (isinstance(loss, Shaped) and loss.of == "rho")
+            or (isinstance(loss, KlRef) and loss.with_ratio)
+            or (isinstance(loss, Kl) and loss.is_clip is not None)
+        )
