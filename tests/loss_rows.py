@@ -42,7 +42,8 @@ def make_rows(
 
 
 def take(rows: LossRows, index) -> LossRows:
-    return LossRows(*(array[index] for array in rows))
+    """Returns the rows of `index`; columns that nobody filled stay None."""
+    return jax.tree.map(lambda array: array[index], rows)
 
 
 def counts(rows: LossRows, objective: Objective) -> jax.Array:
@@ -80,10 +81,10 @@ def drafts_only(loss: TokenLoss, **settings) -> Objective:
 
 
 def random_rows(seed: int, n: int = 12, t: int = 7) -> tuple[np.ndarray, LossRows]:
-    """Returns (lp, rows) of all three roles with clipped, floored, masked and invalid tokens among them."""
+    """Returns (lp, rows) of the roles of DITTO with clipped, floored, masked and invalid tokens among them."""
     rng = np.random.default_rng(seed)
     anchor = -rng.exponential(4.0, (n, t)).astype(np.float32)
-    role = rng.integers(0, len(ViewRole), n)
+    role = rng.choice([DRAFT, PLAIN, HINTED], n)
     lp = (anchor + rng.normal(0, 0.4, (n, t))).astype(np.float32)
     rows = make_rows(
         anchor=anchor,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditto_jax.loss import add_metrics, finish_metrics, objective_loss, token_losses, zero_metrics
-from ditto_jax.objective import OBJECTIVES, PgClip, Reinforce
+from ditto_jax.loss import add_metrics, finish_metrics, objective_loss, zero_metrics
+from ditto_jax.objective import OBJECTIVES, PgClip, Reinforce, TokenLoss
+from ditto_jax.token_losses import TokenInputs, token_losses
 from tests.loss_rows import (
     ANCHOR,
     DRAFT,
@@ -43,7 +45,7 @@ def _no_silent_promotion():
 
 def test_clipped_token_losses_match_the_golden_numbers():
     weights = jnp.asarray([[1.0] * 3, [-0.5] * 3], jnp.float32)
-    tokens = token_losses(jnp.asarray(NOW), jnp.asarray(ANCHOR), weights, PgClip())
+    tokens = token_losses(TokenInputs(jnp.asarray(NOW), jnp.asarray(ANCHOR), weights, jnp.asarray(MASK)), PgClip())
     np.testing.assert_allclose(np.where(MASK, tokens.loss, 0.0), CLIPPED, atol=1e-6)
     np.testing.assert_allclose(tokens.ratio, [[1.25, 0.8, 0.8], [2, 0.625, 1]], rtol=1e-5)
 
@@ -143,7 +145,7 @@ def test_nothing_flows_into_anchor_or_weights():
     assert not np.any(weight_gradient)
 
     def tokens(anchor, weights):
-        return token_losses(jnp.asarray(lp), anchor, weights, PgClip()).loss.sum()
+        return token_losses(TokenInputs(jnp.asarray(lp), anchor, weights, rows.loss_mask), PgClip()).loss.sum()
 
     for gradient in jax.grad(tokens, argnums=(0, 1))(rows.lp_anchor, jnp.full(lp.shape, 0.5, jnp.float32)):
         assert not np.any(gradient)
@@ -236,7 +238,8 @@ def test_metrics_are_worked_out_by_role():
     assert metrics["policy/clip_high_draft_fraction"] == 0.0
     assert metrics["policy/loss_draft"] == pytest.approx(-2.85 / 5, rel=1e-5)
     assert metrics["policy/loss_refined_fb"] == pytest.approx(1.4 / 5, rel=1e-5)
-    assert not any("refined_plain" in name for name in metrics)
+    of_plain = {name: value for name, value in metrics.items() if "refined_plain" in name}
+    assert of_plain == {"policy/rows_refined_plain_count": 0.0}  # a term trains that role, and has nothing to train
 
 
 def test_high_clips_are_counted():
@@ -273,6 +276,8 @@ def test_wrong_dtypes_and_shapes_are_refused():
 
 
 def test_every_kind_of_term_has_a_token_loss():
-    weights = jnp.ones(NOW.shape, jnp.float32)
-    for kind in (PgClip, Reinforce):
-        assert token_losses(jnp.asarray(NOW), jnp.asarray(ANCHOR), weights, kind()).loss.shape == NOW.shape
+    inputs = TokenInputs(jnp.asarray(NOW), jnp.asarray(ANCHOR), jnp.ones(NOW.shape, jnp.float32), jnp.asarray(MASK))
+    one = jnp.full((*NOW.shape, 1), -1.0, jnp.float32)
+    inputs = inputs._replace(lp_ref=jnp.asarray(ANCHOR), teacher_lp=one, student_lp=one)
+    for kind in get_args(TokenLoss):
+        assert token_losses(inputs, kind()).loss.shape == NOW.shape
