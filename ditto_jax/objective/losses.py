@@ -1,4 +1,4 @@
-"""The kinds of token loss that a term may have, as data; `loss.py` holds their formulas.
+"""The kinds of token loss that a term may have, as data; `token_losses.py` holds their formulas.
 
 W is the row's weight, lp the log-probability under the training context, rho = exp(lp - lp_anchor). Every kind is
 minimised. `kind` is the name under which YAML chooses it.
@@ -121,7 +121,7 @@ class Kl:
 @dataclasses.dataclass(frozen=True)
 class KlRef:
     """Penalty for leaving the initial policy, from the sampled token: with u = lp_ref - lp, k1 = -u, k2 = u^2 / 2,
-    k3 = exp(u) - u - 1; `with_ratio` multiplies by rho.
+    k3 = exp(u) - u - 1; `with_ratio` multiplies by rho, through which the gradient flows too.
     """
 
     estimator: Estimator = "k3"
