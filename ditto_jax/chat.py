@@ -49,6 +49,13 @@ class ChatFormat(Protocol):
         """
         ...
 
+    def reply(self, text: str) -> list[int]:
+        """Returns the ids of a reply as the policy would write it: the text, and the token that ends it, if any.
+
+        For text that somebody else wrote; what the policy sampled is never encoded again.
+        """
+        ...
+
 
 class MarkerChat:
     """Turns between control pieces: <|role|> content <|end|>. For models that this project trains from scratch."""
@@ -77,6 +84,9 @@ class MarkerChat:
     def extend(self, previous: Chat, new: Chat, *, last_id: int | None) -> list[int]:
         _check_reply_is_last(previous)
         return [*([] if last_id == self._end else [self._end]), *self.open(new)]
+
+    def reply(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), self._end]
 
     def _turns(self, chat: Chat) -> list[int]:
         ids = []
@@ -109,6 +119,9 @@ class PlainChat:
         _check_reply_is_last(previous)
         return self._tokenizer.encode("\n" + _lines(new))
 
+    def reply(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), *self.stop_ids[:1]]
+
 
 class TemplateChat:
     """The chat template that came with a Hugging Face tokenizer.
@@ -139,6 +152,9 @@ class TemplateChat:
         chat = [*previous[:-1], Message("assistant", stand_in), *new]
         ids = self._encode(self._after(stand_in, self._render(chat, add_generation_prompt=True)))
         return ids[1:] if ids[:1] == [last_id] == [self._end] else ids
+
+    def reply(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), *self.stop_ids[:1]]
 
     def _end_of_turn(self) -> int | None:
         """The special token that the template writes after a reply, if any."""

@@ -58,13 +58,15 @@ class SourceConfig:
 class GateConfig:
     """Which drafts of a task are asked about in words, and by whom; never in evaluation.
 
-    below: drafts that score below it; None takes rollout.feedback_below. by: the judge (or the model of the role
+    below: drafts that score below it; None takes rollout.feedback_below. all_failed: only where every judged draft of
+    the prompt does (arXiv 2506.13923). by: the judge (or the model of the role
     "feedback"), the task's rules, or nobody. until_step: the last step with feedback; None sets no end.
     """
 
     below: float | None = None
     by: Literal["judge", "rules", "nobody"] = "judge"
     until_step: int | None = None
+    all_failed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

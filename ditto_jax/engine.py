@@ -22,7 +22,8 @@ from ditto_jax.keys import SampleId
 from ditto_jax.partners import Partners
 from ditto_jax.sampler import Sampled, Sampler
 from ditto_jax.slots import SampleRequest
-from ditto_jax.tasks.base import EpisodeFailure, ReplyPort, Task
+from ditto_jax.tasks.base import EpisodeFailure, Ports, ReplyPort, Task
+from ditto_jax.tasks.openings import reopened
 from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Outcome, Reply, Span, Transcript
 from model.llama import Params
 from model.sampling import SamplingParams
@@ -33,7 +34,7 @@ ResultT = TypeVar("ResultT")
 @dataclasses.dataclass(frozen=True)
 class Attempt:
     """One episode to play. `group` names rollouts that may share a prefix; `sample` is what its randomness derives
-    from.
+    from. `question`: a chat that the policy answers with one reply, in the place of the task's episode.
     """
 
     task: Task
@@ -41,6 +42,19 @@ class Attempt:
     group: int
     sample: SampleId
     feedback: str | None = None
+    question: tuple[Message, ...] | None = None
+
+    @property
+    def many_turns(self) -> bool:
+        """Whether the policy may speak more than once."""
+        return self.question is None and self.task.many_turns
+
+    async def play(self, ports: Ports) -> Conversation:
+        """Plays the episode. Raises EpisodeFailure if it cannot go on."""
+        if self.question is None:
+            return await self.task.episode(self.example, ports, self.feedback)
+        reply = await ports.policy().reply(self.question)
+        return Conversation((*self.question, Message("assistant", reply.text)), reply.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +102,7 @@ class PolicyPort:
         self._spans: list[Span] = []
         self._context_length = 0
         self._plain_context: np.ndarray | None = None
+        self._opening: tuple[Message, ...] = ()
         self._finish = FinishReason.STOP
         self._turn = 0
 
@@ -112,6 +127,7 @@ class PolicyPort:
                 raise EpisodeFailure(detail, Outcome.OVER_BUDGET)
             self._context_length = len(observation)
             self._plain_context = self._without_feedback(chat)
+            self._opening = tuple(chat)
         else:
             if chat[: len(self._chat)] != self._chat:
                 raise ValueError("a policy port's chat is append-only: an earlier message was changed")
@@ -137,13 +153,8 @@ class PolicyPort:
     def _without_feedback(self, chat: list[Message]) -> np.ndarray | None:
         """The ids of the first chat as it would be under x, for a chat that opens with the task's (x, h)."""
         task, example, feedback = self._attempt.task, self._attempt.example, self._attempt.feedback
-        if feedback is None:
-            return None
-        hinted = task.openings(example, feedback).get(self._role)
-        plain = task.openings(example).get(self._role)
-        if hinted is None or plain is None or tuple(chat[: len(hinted)]) != tuple(hinted):
-            return None
-        return np.asarray(self._engine.chat_format.open([*plain, *chat[len(hinted) :]]), np.int32)
+        plain = None if feedback is None else reopened(task, example, self._role, chat, feedback, None)
+        return None if plain is None else np.asarray(self._engine.chat_format.open(plain), np.int32)
 
     def transcript(self) -> Transcript:
         return Transcript(
@@ -153,6 +164,7 @@ class PolicyPort:
             context_length=self._context_length,
             finish_reason=self._finish,
             plain_context=self._plain_context,
+            opening=self._opening,
         )
 
 
@@ -230,7 +242,7 @@ class Engine:
         """
         self._changed = asyncio.Event()
         self._live = len(attempts)
-        self._many_turns = any(attempt.task.many_turns for attempt in attempts)
+        self._many_turns = any(attempt.many_turns for attempt in attempts)
         tasks = [asyncio.create_task(self._play_one(i, attempt, judged)) for i, attempt in enumerate(attempts)]
         server = asyncio.create_task(self._serve(params, sampling))
         try:
@@ -250,7 +262,7 @@ class Engine:
         ports = _EpisodePorts(self, index, attempt)
         conversation, reason, outcome = None, "", Outcome.OK
         try:
-            conversation = await attempt.task.episode(attempt.example, ports, attempt.feedback)
+            conversation = await attempt.play(ports)
         except EpisodeFailure as failure:
             reason, outcome = str(failure), failure.outcome
         finally:

@@ -25,6 +25,7 @@ from ditto_jax.advantages import AdvantageResult, RowTable, assign
 from ditto_jax.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
+from ditto_jax.contexts import Contexts
 from ditto_jax.errors import DittoError, Preempted
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.evaluation_run import evaluate_tasks
@@ -39,8 +40,9 @@ from ditto_jax.progress import TrainProgress
 from ditto_jax.prompt_lengths import room_of
 from ditto_jax.prompts import PromptStream
 from ditto_jax.records import rollout_rows
+from ditto_jax.refinement import asked_below, second_attempts
 from ditto_jax.report import write_report
-from ditto_jax.rollout import Sampling, draft_rollouts, refined_rollouts
+from ditto_jax.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
 from ditto_jax.state import TrainState, make_optimizer, make_state
@@ -95,20 +97,21 @@ class Trainer:
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs one step; returns its metrics and the records of its rollouts."""
         config, judge, number = self.config, self.parts.judge, self.done_steps + 1
+        below = config.rollout.feedback_below
         prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
         room = room_of(self.parts.engine, config.train)
         sampling = Sampling(self.parts.engine, self.sampling_params(), self._settings, config.seed, number, room)
         counted = self.parts.counters()
         with watch.phase("draft"):
-            gate = config.rollout.feedback_below if self.objective.refine else None
-            drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate)
+            gate, under = asked_below(self.objective, below), self.objective.refinement.draft_feedback
+            drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate, under)
         with watch.phase("refine"):
-            refined = await refined_rollouts(sampling, judge, prompts, drafts)
+            rollouts = await second_attempts(sampling, judge, prompts, drafts, self.objective, below)
         self.parts.engine.sampler.release()
-        rollouts = [*drafts, *refined]
         _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
         with watch.phase("pack"):
-            views = views_of(rollouts, self.objective.views)
+            contexts = Contexts(prompts, self.parts.policy.chat_format, room)
+            views = views_of(rollouts, self.objective.views, contexts)
             advantages = assign(_row_table(views), self.objective)
             batches = self._batches(views, advantages, number)
             packed = sum((token_counts(batch) for batch in batches), TokenCounts(0, 0, 0, 0))
@@ -173,10 +176,9 @@ class Trainer:
 def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
     train = config.train
     split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
-    refined_views = len(make_objective(config.objective).views) - 1
     return batch_shapes(
         prompts=-(-config.rollout.prompts_per_step // train.updates_per_step),
-        rows=config.rollout.num_generations * (1 + refined_views),
+        rows=config.rollout.num_generations * len(make_objective(config.objective).views),
         groups=-(-train.micro_batch // split) * split,
         lanes=train.lanes,
         prefix=train.prefix,
@@ -209,8 +211,8 @@ def _row_table(views: Sequence[View]) -> RowTable:
 
 
 def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int) -> None:
-    require_healthy([r.verdict for r in rollouts], limit, step)
-    require_healthy([r.feedback for r in rollouts if r.feedback is not None], limit, step, least=4)
+    require_healthy(judges_verdicts(rollouts), limit, step)
+    require_healthy(judges_words(rollouts), limit, step, least=4)
 
 
 @contextlib.contextmanager

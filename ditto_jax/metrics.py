@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ditto_jax.rollout import outcome_counts, refers_to_guidance, was_abandoned
+from ditto_jax.rollout import judges_verdicts, outcome_counts, refers_to_guidance, reflection_counts, was_abandoned
 from ditto_jax.types import Rollout, RolloutRole
 
 
@@ -71,7 +71,10 @@ def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[
         "feedback/gate_rate": sum(r.feedback is not None for r in drafted) / max(1, len(drafted)),
         "feedback/refined_count": len(refined_from),
         **outcome_counts(rollouts),
+        **reflection_counts(rollouts),
     }
+    if len(reflected := _scores(rollouts, RolloutRole.REFLECTION)):
+        metrics["reflections/reward"] = float(reflected.mean())
     if len(drafts):
         metrics["reward"] = float(drafts.mean())
         metrics["reward_std"] = float(drafts.std())
@@ -82,6 +85,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[
         parents = {(r.prompt_index, r.sample_index): r for r in drafted}
         pairs = [(r, parents[r.prompt_index, r.sample_index]) for r in refined_from if r.verdict.score is not None]
         before = [p.verdict.score for _, p in pairs if p.verdict.score is not None]
+        # Uptake: over drafts with a scored refinement alone, for only weak drafts are hinted.
         metrics["feedback/uplift"] = float(refined.mean() - np.mean(before))
         metrics["feedback/unchanged_fraction"] = float(np.mean([_same_reply(r, p) for r, p in pairs]))
     if any(r.feedback is not None for r in drafted) and len(drafts):
@@ -95,8 +99,8 @@ def _of_task(label: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
     drafts, refined = _scores(rollouts, RolloutRole.DRAFT), _scores(rollouts, RolloutRole.REFINED)
     metrics: dict[str, float] = {
         f"tasks/{label}/drafts_count": len(drafted),
-        f"tasks/{label}/refined_count": len(rollouts) - len(drafted),
-        f"tasks/{label}/unscored_count": sum(r.verdict.score is None for r in rollouts),
+        f"tasks/{label}/refined_count": sum(r.role is RolloutRole.REFINED for r in rollouts),
+        f"tasks/{label}/unscored_count": sum(verdict.score is None for verdict in judges_verdicts(rollouts)),
         f"tasks/{label}/abandoned_count": sum(map(was_abandoned, rollouts)),
         f"tasks/{label}/feedback_count": sum(r.feedback is not None for r in drafted),
         f"tasks/{label}/leaked_count": sum(bool(r.feedback and r.feedback.leak) for r in drafted),

@@ -50,6 +50,15 @@ class Room:
             lack = _bucket_lack("train", "suffix", length + response, shared, prefix, suffix)
         return lack
 
+    def holds_row(self, context: int, response: int) -> bool:
+        """Returns whether a training row fits that stands alone, under a prefix of its own."""
+        if self.train is None:
+            return context + response <= self.context
+        lack = _bucket_lack(
+            "train", "suffix", context + response, context, self.train.prefix[-1], self.train.suffix[-1]
+        )
+        return not lack and context + response <= self.context
+
 
 def _bucket_lack(part: str, rest: str, length: int, shared: int, largest_prefix: int, largest_rest: int) -> str:
     over = length - min(shared, largest_prefix) - largest_rest

@@ -31,6 +31,14 @@ def reward_gap(row: Row) -> float | None:
     return None if taught is None or draft is None else taught - draft
 
 
+def transfer(rows: Iterable[Row]) -> float | None:
+    """Returns how far the mean draft reward moved, from the first tenth of the steps to the last; None for fewer than
+    two.
+    """
+    both = ends([reward for row in rows if (reward := number(row, "reward")) is not None])
+    return None if both is None else both[1] - both[0]
+
+
 def time_split(row: Row) -> dict[str, float]:
     """Returns seconds by phase of one step; "other" is what the step took beyond its named phases.
 

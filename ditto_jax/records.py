@@ -50,6 +50,7 @@ def _row(
         "used_feedback": rollout.used_feedback.text if rollout.used_feedback else None,
         "advantage": advantage,
         "truncated": rollout.truncated,
+        "kept": rollout.kept,
         "tokens": {name: t.ids.tolist() for name, t in rollout.transcripts.items()},
         "logprobs": {name: [float(x) for x in t.logprobs] for name, t in rollout.transcripts.items()},
     }

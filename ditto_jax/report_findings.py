@@ -12,7 +12,7 @@ from typing import Any
 
 from ditto_jax.comparison import Control, Pair, reading_controls, show_interval, show_value, verdict_on_change
 from ditto_jax.objective import OBJECTIVES
-from ditto_jax.readings import Row, ends, number, reward_gap
+from ditto_jax.readings import Row, ends, number, reward_gap, transfer
 from ditto_jax.rollout_reading import RolloutReading
 
 
@@ -55,7 +55,9 @@ def _gap(rows: Sequence[Row]) -> Headline:
         return Headline(name, f"{values[0]:+.2f}", f"{meaning}, in the only step that has both.")
     first, last, size = both
     span = "the first and the last step" if size == 1 else f"the first and the last {size} steps"
-    return Headline(name, f"{first:+.2f} → {last:+.2f}", f"{meaning}, in {span} that have both.")
+    moved = transfer(rows)
+    words = "" if moved is None else f" Reward without feedback moved by {moved:+.2f} (transfer)."
+    return Headline(name, f"{first:+.2f} → {last:+.2f}", f"{meaning}, in {span} that have both.{words}")
 
 
 def _reads(pairs: Sequence[Pair]) -> Headline:
@@ -99,6 +101,12 @@ _WHY = {
     "unavailable": "judge not reachable",
     "over_budget": "budget used up",
 }
+_REFLECTED = {
+    "ok": "words that may be used",
+    "leaked": "gives the answer away",
+    "unparsable": "says nothing visible",
+    "over_budget": "cut off, or without room",
+}
 _NO_SCORE = "Masked: no reward, in no pool, no gradient; no feedback was asked for."
 _NO_WORDS = "No refined rollout was sampled; the draft itself counts."
 _LEAKED = "The words told too much and were withheld; no refined rollout was sampled."
@@ -137,6 +145,11 @@ def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[
                 lines.append(OutcomeLine(f"{area}: {_WHY.get(outcome, outcome)}", count, sum(counts.values()), effect))
     if words:
         lines.append(OutcomeLine("Feedback: leaked", leaked, sum(words.values()), _LEAKED))
+    reflected = reading.reflections.total()
+    for outcome, count in sorted(reading.reflections.items(), key=lambda item: item[0] != "ok"):
+        what = f"Reflection: {_REFLECTED.get(outcome, _WHY.get(outcome, outcome))}"
+        effect = "Used as feedback." if outcome == "ok" else _NO_WORDS
+        lines.append(OutcomeLine(what, count, reflected, effect))
     rule = _truncation_rule(config.get("objective") or {})
     for role, total in sorted(reading.total.items()):
         cut = reading.truncated[role]

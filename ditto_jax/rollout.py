@@ -7,7 +7,9 @@ below the gate is asked about in words, and words that pass the leak filter give
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from ditto_jax.chat import common_prefix
@@ -22,6 +24,8 @@ from model.sampling import SamplingParams
 
 # In the place of a judge's name: nobody was asked, or a filter of ours decided.
 _NOBODY, _FILTER = "none", "filter"
+POLICY = "policy"  # wrote words about its own draft
+_OBJECTIVE = "objective"  # fixed the words that drafts are sampled under
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +41,30 @@ class Sampling:
 
 
 async def draft_rollouts(
-    sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], samples: int, feedback_below: float | None
+    sampling: Sampling,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    samples: int,
+    feedback_below: float | None,
+    under: str = "",
 ) -> list[Rollout]:
     """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
 
     feedback_below: drafts that score below it are asked about in words, unless the gate of their task says otherwise;
     None asks for none at all. A draft whose score failed is not asked about: there is nothing to say about an
-    unjudged draft.
+    unjudged draft. under: words in the place of h that all drafts are sampled under; "" samples them under x.
     """
     slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
-    attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
+    attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT, under or None) for p, s in slots]
+    fixed = Feedback(Outcome.OK, text=under, judge=_OBJECTIVE) if under else None
 
     async def judged(index: int, played: Played | Abandoned) -> Rollout:
         p, s = slots[index]
         task, example = prompts[p].task, prompts[p].example
         if isinstance(played, Abandoned):
-            return _unplayed(example, RolloutRole.DRAFT, p, s, played)
-        key = attempts[index].sample
-        verdict = await judge.score(task, example, played.conversation, key)
-        feedback = None
-        if feedback_below is not None and _is_asked_about(
-            prompts[p], played.conversation, verdict, feedback_below, sampling.step
-        ):
-            feedback = await words_about(sampling, judge, prompts[p], played.conversation, verdict, key)
-        return Rollout(
+            return _unplayed(example, RolloutRole.DRAFT, p, s, played, fixed)
+        verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
+        draft = Rollout(
             example,
             RolloutRole.DRAFT,
             p,
@@ -68,33 +72,72 @@ async def draft_rollouts(
             played.transcripts,
             played.conversation,
             verdict,
-            feedback,
+            used_feedback=fixed,
             partners=played.partners,
         )
+        if feedback_below is None or prompts[p].gate.all_failed:
+            return draft
+        return await told(draft) if _is_below(prompts[p], draft, feedback_below, sampling.step) else draft
 
-    return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+    async def told(draft: Rollout) -> Rollout:
+        prompt = prompts[draft.prompt_index]
+        key = attempts[draft.prompt_index * samples + draft.sample_index].sample
+        words = await words_about(sampling, judge, prompt, draft.conversation, draft.verdict, key)
+        return dataclasses.replace(draft, feedback=words)
+
+    drafts = await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+    if feedback_below is None:
+        return drafts
+    # Whether all drafts of a prompt failed is known only now.
+    late = [d for d in wanted_words(prompts, drafts, feedback_below, sampling.step) if d.feedback is None]
+    said = {(d.prompt_index, d.sample_index): d for d in await asyncio.gather(*map(told, late))}
+    return [said.get((d.prompt_index, d.sample_index), d) for d in drafts]
 
 
-def _is_asked_about(
-    prompt: Prompt, conversation: Conversation, verdict: Verdict, feedback_below: float, step: int
-) -> bool:
-    gate = prompt.gate
-    below = feedback_below if gate.below is None else gate.below
+def wanted_words(
+    prompts: Sequence[Prompt], drafts: Sequence[Rollout], feedback_below: float, step: int
+) -> list[Rollout]:
+    """Returns the drafts that the gates of their tasks let be asked about, in their order."""
+    passed = {
+        draft.prompt_index
+        for draft in drafts
+        if draft.verdict.score is not None
+        and draft.verdict.score >= _threshold(prompts[draft.prompt_index], feedback_below)
+    }
+    return [
+        draft
+        for draft in drafts
+        if _is_below(prompts[draft.prompt_index], draft, feedback_below, step)
+        and not (prompts[draft.prompt_index].gate.all_failed and draft.prompt_index in passed)
+    ]
+
+
+def _threshold(prompt: Prompt, feedback_below: float) -> float:
+    everything = feedback_below == math.inf  # the objective wants words about every draft
+    return feedback_below if everything or prompt.gate.below is None else prompt.gate.below
+
+
+def _is_below(prompt: Prompt, draft: Rollout, feedback_below: float, step: int) -> bool:
+    gate, score = prompt.gate, draft.verdict.score
     if gate.by == "nobody" or (gate.until_step is not None and step > gate.until_step):
         return False
-    if verdict.score is None or verdict.score >= below:
+    if score is None or score >= _threshold(prompt, feedback_below):
         return False
-    return prompt.task.wants_feedback(prompt.example, conversation, verdict)
+    return prompt.task.wants_feedback(prompt.example, draft.conversation, draft.verdict)
 
 
 async def words_about(
     sampling: Sampling, judge: Judge, prompt: Prompt, conversation: Conversation, verdict: Verdict, key: SampleId
 ) -> Feedback:
     """Returns the judge's words about a draft; words without room in the prompt become the outcome OVER_BUDGET."""
-    task, example = prompt.task, prompt.example
-    feedback = await judge.feedback(task, example, conversation, verdict, key)
+    return with_room(sampling, prompt, await judge.feedback(prompt.task, prompt.example, conversation, verdict, key))
+
+
+def with_room(sampling: Sampling, prompt: Prompt, feedback: Feedback) -> Feedback:
+    """Returns the words; usable ones without room in the prompt become the outcome OVER_BUDGET."""
     if not feedback.usable:
         return feedback
+    task, example = prompt.task, prompt.example
     chat_format = sampling.engine.chat_format
     plain_openings = task.openings(example)
     for role, opening in task.openings(example, feedback.text).items():
@@ -175,6 +218,33 @@ def refers_to_guidance(rollout: Rollout) -> bool:
     return rollout.verdict.outcome is Outcome.REJECTED and rollout.verdict.judge == _FILTER
 
 
+def judges_words(rollouts: Sequence[Rollout]) -> list[Feedback]:
+    """Returns all feedback that a judge was asked for."""
+    return [r.feedback for r in rollouts if r.feedback is not None and r.feedback.judge != POLICY]
+
+
+def judges_verdicts(rollouts: Sequence[Rollout]) -> list[Verdict]:
+    """Returns the verdicts of all rollouts that are for a judge to score: reflections are not."""
+    return [r.verdict for r in rollouts if r.role is not RolloutRole.REFLECTION]
+
+
+def reflection_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
+    """Returns how many reflections there were, how each came out as words, and how many leaked or were cut off.
+
+    Nothing if there was none.
+    """
+    reflections = [r for r in rollouts if r.role is RolloutRole.REFLECTION]
+    if not reflections:
+        return {}
+    words = [r.feedback for r in rollouts if r.feedback is not None and r.feedback.judge == POLICY]
+    return {
+        "reflections/count": len(reflections),
+        **{f"reflections/{outcome.value}_count": sum(w.outcome is outcome for w in words) for outcome in Outcome},
+        "reflections/leaked_count": sum(bool(w.leak) for w in words),
+        "reflections/truncated_count": sum(r.truncated for r in reflections),
+    }
+
+
 def outcome_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
     """Returns how often each score and feedback outcome occurred, and how much a filter or a partner cost.
 
@@ -185,9 +255,9 @@ def outcome_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
     counts["judge/feedback_leaked_count"] = 0
     counts["feedback/self_reference_count"] = sum(map(refers_to_guidance, rollouts))
     counts["episodes/abandoned_count"] = sum(map(was_abandoned, rollouts))
-    for rollout in rollouts:
-        counts[f"judge/score_{rollout.verdict.outcome.value}_count"] += 1
-        if rollout.feedback is not None:
-            counts[f"judge/feedback_{rollout.feedback.outcome.value}_count"] += 1
-            counts["judge/feedback_leaked_count"] += bool(rollout.feedback.leak)
+    for verdict in judges_verdicts(rollouts):
+        counts[f"judge/score_{verdict.outcome.value}_count"] += 1
+    for words in judges_words(rollouts):
+        counts[f"judge/feedback_{words.outcome.value}_count"] += 1
+        counts["judge/feedback_leaked_count"] += bool(words.leak)
     return counts

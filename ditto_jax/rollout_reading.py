@@ -23,6 +23,7 @@ RULE = (
 )
 _PARTS = ("early", "middle", "late")
 _LEAST_SHOWN = 3
+_POLICY = "policy"  # in the place of a judge's name: words of a reflection
 
 Row = Mapping[str, Any]
 
@@ -45,6 +46,11 @@ class Example:
         return str(self.refined.get("used_feedback") or (self.draft.get("feedback") or {}).get("text") or "")
 
     @property
+    def by_policy(self) -> bool:
+        """Whether the policy wrote the words itself."""
+        return (self.draft.get("feedback") or {}).get("judge") == _POLICY
+
+    @property
     def rose(self) -> bool:
         return self.refined["score"] > self.draft["score"]
 
@@ -54,7 +60,8 @@ class RolloutReading:
     """What the rollouts of the steps that were read say.
 
     changes: pairs whose score "rose", stayed the "same" or "fell" after feedback. score_outcomes, feedback_outcomes:
-    counts by outcome. truncated and total: counts by role. examples: as `RULE` says.
+    counts by outcome, of judges; reflections: of words that the policy wrote itself. truncated and total:
+    counts by role. examples: as `RULE` says.
     """
 
     steps_written: int = 0
@@ -62,6 +69,7 @@ class RolloutReading:
     changes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     score_outcomes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     feedback_outcomes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    reflections: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     leaked: int = 0
     truncated: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     total: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -97,13 +105,18 @@ def _count(rows: Iterable[Row], reading: RolloutReading) -> None:
         role = str(row.get("role", ""))
         reading.total[role] += 1
         reading.truncated[role] += bool(row.get("truncated"))
-        reading.score_outcomes[str(row.get("outcome", ""))] += 1
-        if row.get("judge"):
-            reading.judges.add(str(row["judge"]))
+        if role != "reflection":  # scored by the refined rollouts under it
+            reading.score_outcomes[str(row.get("outcome", ""))] += 1
+            if row.get("judge"):
+                reading.judges.add(str(row["judge"]))
         feedback = row.get("feedback")
         if feedback:
-            reading.feedback_outcomes[str(feedback.get("outcome", ""))] += 1
-            reading.leaked += bool(feedback.get("leak"))
+            outcome, leaked = str(feedback.get("outcome", "")), bool(feedback.get("leak"))
+            if feedback.get("judge") == _POLICY:
+                reading.reflections["leaked" if leaked else outcome] += 1
+            else:
+                reading.feedback_outcomes[outcome] += 1
+                reading.leaked += leaked
 
 
 def _pairs(step: int, rows: Sequence[Row]) -> list[Example]:

@@ -79,6 +79,7 @@ class Transcript:
     logprobs: float32[T] log-probability under the sampling distribution; 0 where the policy did not write.
     context_length: tokens before the first sampled one; everything after them is the response.
     plain_context: int32[c] the same context without feedback, where it was sampled under (x, h); else None.
+    opening: the chat that the context was made of, so that it can be opened again under other words.
     """
 
     ids: np.ndarray
@@ -87,6 +88,7 @@ class Transcript:
     context_length: int
     finish_reason: FinishReason
     plain_context: np.ndarray | None = None
+    opening: tuple[Message, ...] = ()
 
     @property
     def loss_mask(self) -> np.ndarray:
@@ -203,9 +205,12 @@ class Rollout:
 
     `prompt_index` numbers the prompt within the step, `sample_index` the draft within the group. A refined rollout
     has the sample_index of its parent draft and carries the feedback that it was sampled under in `used_feedback`; a
-    draft carries the feedback that was asked for about it (or None if the gate was closed) in `feedback`.
-    `transcripts` holds one transcript for every role that the policy played ("policy" where there is one); `partners`
-    says who played the other roles, such as "scripted@mirrorbench-1".
+    draft carries the feedback that was asked for about it (or None if the gate was closed) in `feedback`. A reflection
+    has the sample_index of its draft too; its reply is that draft's feedback, its score that of the refined rollouts
+    under it, and in `feedback` stands what a judge was asked to say about the draft before. `kept` is False for a
+    refined rollout that the objective does not train (`Refinement.keep`). `transcripts` holds one transcript for every
+    role that the policy played ("policy" where there is one); `partners` says who played the other roles, such as
+    "scripted@mirrorbench-1".
     """
 
     example: Example
@@ -218,6 +223,7 @@ class Rollout:
     feedback: Feedback | None = None
     used_feedback: Feedback | None = None
     partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: bool = True
 
     @property
     def truncated(self) -> bool:

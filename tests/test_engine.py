@@ -440,7 +440,7 @@ def test_a_rollout_whose_partner_failed_is_counted_and_neither_judged_nor_asked_
     assert judge.asked == 3 + 3
     counts = outcome_counts([*drafts, *refined])
     assert counts["judge/score_unavailable_count"] == 1 and counts["judge/score_ok_count"] == 6
-    views = views_of([*drafts, *refined], list(ViewRole))
+    views = views_of([*drafts, *refined], [ViewRole.DRAFT, ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB])
     assert [v.reward for v in views if v.rollout == drafts.index(lost)] == [None]
     metrics = rollout_metrics([*drafts, *refined], ["letters", "others"])
     assert metrics["feedback/refined_count"] == 3 and metrics["episodes/abandoned_count"] == 1

@@ -91,6 +91,9 @@ class LetterChat:
     def extend(self, previous: Chat, new: Chat, *, last_id: int | None) -> list[int]:
         return [*([] if last_id == END else [END]), *self.open(new)]
 
+    def reply(self, text: str) -> list[int]:
+        return [*encode(text), END]
+
 
 SHAPES = SamplerShapes(prefix=(16, 32), tail=(8, 32), max_new_tokens=12, max_rows=8, chunk=4, shrink=False)
 

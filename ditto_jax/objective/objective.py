@@ -24,9 +24,9 @@ Truncated = Literal["drop", "keep", "penalise"]
 Anchor = Literal["rescored", "behaviour"]
 Author = Literal["judge", "policy"]
 Kept = Literal["all", "best"]
+Seen = Literal["score", "words"]
 TeacherWeights = Literal["same", "ema", "frozen"]
 Pass = Literal["anchor", "sample", "reference", "teacher"]
-
 ATTEMPTED_AGAIN = (ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB, ViewRole.REFLECTION)  # no such row without an attempt
 
 
@@ -35,6 +35,7 @@ class Refinement:
     """How refined rollouts come about, as far as the method decides it; gates and thresholds are the run's.
 
     words: who writes h, the "judge", or the "policy" itself in a reflection that is sampled as a rollout of its own.
+    reflection_sees: what a reflection is told about the draft, its "score" alone or the judge's "words" too.
     keep: "all" refined rollouts of a prompt, or the "best" alone (the first of the highest score).
     draft_feedback: words under which all drafts are sampled, in the place of a judge's (arXiv 2509.22638 draws drafts
         under a fixed positive critique); "" samples them under x alone.
@@ -43,10 +44,12 @@ class Refinement:
     words: Author = "judge"
     keep: Kept = "all"
     draft_feedback: str = ""
+    reflection_sees: Seen = "score"
 
     def __post_init__(self):
         check_choice("refinement.words", self.words, Author)
         check_choice("refinement.keep", self.keep, Kept)
+        check_choice("refinement.reflection_sees", self.reflection_sees, Seen)
 
 
 @dataclasses.dataclass(frozen=True)
