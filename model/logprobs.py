@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.llama import Params, Prefix, forward, run_prefix
 from model.remat import Remat
-from model.token_scores import CHUNK, TokenScores, token_scores
+from model.token_scores import CHUNK, TokenScores, TopTokens, token_scores, token_top_k
 
 Array = Any  # NumPy on the host, jax inside jitted code
 
@@ -39,20 +39,39 @@ class GroupedIds(NamedTuple):
     row_tokens: Array
 
 
-def _shifted(params, config, hidden, ids, temperature, chunk, entropy=False) -> TokenScores:
-    """float32[B, T] each: entry t is about p(ids[t] | earlier); entry 0, which has no predecessor here, is 0."""
-    batch, length, width = hidden.shape
-    # The last position has no successor; it stays, so that rows divide among pieces and devices as they did before.
+def _next(array: jax.Array) -> jax.Array:
+    """[B, T, ...] → [B * T, ...], each entry that of the token behind it.
+
+    The last position has no successor; it stays, so that rows divide among pieces and devices as they did before.
+    """
+    return jnp.roll(array, -1, axis=1).reshape(-1, *array.shape[2:])
+
+
+def _shifted(found: Any, hidden: jax.Array) -> Any:
+    """Undoes `_next`: arrays [B, T, ...] whose entry t is about p(ids[t] | earlier); entry 0, which has no predecessor
+    here, is 0."""
+    batch, length, _ = hidden.shape
+
+    def shifted(flat):
+        whole = flat.reshape(batch, length, *flat.shape[1:])[:, :-1]
+        return jnp.pad(whole, ((0, 0), (1, 0), *((0, 0) for _ in flat.shape[1:])))
+
+    return jax.tree.map(shifted, found)
+
+
+def _scores(params, config, hidden, ids, temperature, chunk, entropy=False, candidates=None) -> TokenScores:
+    """Each [B, T] or [B, T, K]: scores of ids int32[B, T], and of candidates int32[B, T, K] in their places."""
     found = token_scores(
         params,
         config,
-        hidden.reshape(-1, width),
-        jnp.roll(ids, -1, axis=1).reshape(-1),
+        hidden.reshape(-1, hidden.shape[-1]),
+        _next(ids),
         temperature=temperature,
         entropy=entropy,
+        candidates=None if candidates is None else _next(candidates),
         chunk=chunk,
     )
-    return jax.tree.map(lambda flat: jnp.pad(flat.reshape(batch, length)[:, :-1], ((0, 0), (1, 0))), found)
+    return _shifted(found, hidden)
 
 
 def grouped_logprobs(
@@ -82,10 +101,38 @@ def grouped_scores(
     remat: Remat = "none",
     chunk: int = CHUNK,
     entropy: bool = True,
+    candidates: jax.Array | None = None,
+    wanted: jax.Array | None = None,
 ) -> TokenScores:
-    """Returns log-probs as `grouped_logprobs`, and the entropies of the distributions that they are taken from."""
+    """Returns log-probs as `grouped_logprobs`, and the entropies of the distributions that they are taken from.
+
+    candidates int32[N, S, T, K]: further tokens in the place of suffix token t, whose log-probs [N, S, T, K] are
+    returned too where `wanted` bool[N, S, T] holds, which must be False in padding; elsewhere they are garbage.
+    """
     _, prefix = _prefix_of(params, config, grouped, remat)
-    return _suffix_scores(params, config, grouped, prefix, temperature, remat, chunk, entropy)
+    hidden, ids = _lanes(params, config, grouped, prefix, remat)
+    if candidates is not None:
+        candidates = _by_lane(candidates, wanted, grouped).reshape(*ids.shape, -1)
+    return _by_row(_scores(params, config, hidden, ids, temperature, chunk, entropy, candidates), grouped)
+
+
+def grouped_top_k(
+    params: Params,
+    config: ModelConfig,
+    grouped: GroupedIds,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> TopTokens:
+    """Returns log-probs as `grouped_logprobs`, and the `k` likeliest tokens in the place of each suffix token: ids
+    int32[N, S, T, k] and log-probs float32[N, S, T, k] over the full vocabulary.
+    """
+    _, prefix = _prefix_of(params, config, grouped, "none")
+    hidden, ids = _lanes(params, config, grouped, prefix, "none")
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    found = token_top_k(params, config, flat, _next(ids), k, temperature=temperature, chunk=chunk)
+    return _by_row(_shifted(found, hidden), grouped)
 
 
 def grouped_and_prefix_logprobs(
@@ -94,8 +141,9 @@ def grouped_and_prefix_logprobs(
     """Returns suffix log-probs as `grouped_logprobs`, and float32[N, P]: log p(prefix token t | tokens of the
     same prefix before t), garbage at the first token of each."""
     hidden, prefix = _prefix_of(params, config, grouped, remat)
-    suffix = _suffix_scores(params, config, grouped, prefix, 1.0, remat, chunk)
-    return suffix.logprob, _shifted(params, config, hidden, grouped.prefix_ids, 1.0, chunk).logprob
+    in_lanes, ids = _lanes(params, config, grouped, prefix, remat)
+    suffix = _by_row(_scores(params, config, in_lanes, ids, 1.0, chunk), grouped)
+    return suffix.logprob, _scores(params, config, hidden, grouped.prefix_ids, 1.0, chunk).logprob
 
 
 def _prefix_of(params, config, grouped: GroupedIds, remat: Remat) -> tuple[jax.Array, Prefix]:
@@ -107,23 +155,38 @@ def _prefix_of(params, config, grouped: GroupedIds, remat: Remat) -> tuple[jax.A
     return hidden, prefix._replace(valid=visible, positions=grouped.prefix_positions)
 
 
-def _suffix_scores(
-    params, config, grouped: GroupedIds, prefix: Prefix, temperature, remat, chunk, entropy=False
-) -> TokenScores:
+def _lanes(params, config, grouped: GroupedIds, prefix: Prefix, remat: Remat) -> tuple[jax.Array, jax.Array]:
+    """Returns hidden states [N * C, W, E] and ids [N * C, W] of the lanes."""
     groups, lanes, width = grouped.lane_ids.shape
     ids, positions, segments = (
         array.reshape(groups * lanes, width)
         for array in (grouped.lane_ids, grouped.lane_positions, grouped.lane_segments)
     )
-    hidden, _ = forward(params, config, ids, positions, segments, prefix, remat=remat)
-    found = _shifted(params, config, hidden, ids, temperature, chunk, entropy)
+    return forward(params, config, ids, positions, segments, prefix, remat=remat)[0], ids
+
+
+def _by_row(found: Any, grouped: GroupedIds) -> Any:
+    """Arrays [N * C, W, ...] of lane tokens → [N, S, T, ...] of the rows' tokens."""
+    groups, lanes, width = grouped.lane_ids.shape
     rows = grouped.row_tokens.reshape(groups, -1)
 
     def by_row(flat):
-        picked = jnp.take_along_axis(flat.reshape(groups, lanes * width), rows, axis=1)
-        return picked.reshape(grouped.row_tokens.shape)
+        rest = flat.shape[2:]
+        where = rows.reshape(*rows.shape, *(1 for _ in rest))
+        picked = jnp.take_along_axis(flat.reshape(groups, lanes * width, *rest), where, axis=1)
+        return picked.reshape(*grouped.row_tokens.shape, *rest)
 
     return jax.tree.map(by_row, found)
+
+
+def _by_lane(array: jax.Array, wanted: Any, grouped: GroupedIds) -> jax.Array:
+    """[N, S, T, K] of the rows' wanted tokens → [N, C * W, K] of lane tokens; 0 elsewhere."""
+    groups, lanes, width = grouped.lane_ids.shape
+    # A place behind the last lane is dropped: padding all points at token 0, which belongs to a row.
+    where = jnp.where(wanted, grouped.row_tokens, lanes * width).reshape(groups, -1)
+    empty = jnp.zeros((groups, lanes * width, array.shape[-1]), array.dtype)
+    values = array.reshape(groups, -1, array.shape[-1])
+    return jax.vmap(lambda row, at, value: row.at[at].set(value, mode="drop"))(empty, where, values)
 
 
 def sequence_logprobs(
@@ -132,4 +195,4 @@ def sequence_logprobs(
     """Returns float32[B, T]: log p(ids[t] | ids[:t]) of right-padded sequences; 0 at t = 0."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     hidden, _ = forward(params, config, ids, positions, valid.astype(jnp.int32))
-    return _shifted(params, config, hidden, ids, 1.0, chunk).logprob
+    return _scores(params, config, hidden, ids, 1.0, chunk).logprob

@@ -1,4 +1,4 @@
-"""Hidden states → log-probabilities of given tokens and exact entropies, never all logits at once.
+"""Hidden states → log-probabilities of given tokens, exact entropies and the likeliest tokens, never all logits at once.
 
 The forward pass keeps one log-sum-exp (and entropy) a position; the backward pass computes the logits again: for a
 trained head a block of the vocabulary at a time, whose gradient is then complete, and else a piece of the positions. A
@@ -24,10 +24,24 @@ _ALIGNED = 64  # columns of a block: whole vectors of the machine
 
 
 class TokenScores(NamedTuple):
-    """logprob float32[R]: log p(target | hidden). entropy float32[R]: of that distribution, in nats, or None."""
+    """logprob float32[R]: log p(target | hidden). entropy float32[R]: of that distribution, in nats, or None.
+
+    of_candidates float32[R, K]: log p of further tokens in the target's place, or None.
+    """
 
     logprob: jax.Array
     entropy: jax.Array | None
+    of_candidates: jax.Array | None = None
+
+
+class TopTokens(NamedTuple):
+    """logprob float32[R]: log p(target | hidden). ids int32[R, K]: the likeliest tokens in the target's place, in falling
+    order; of_ids float32[R, K]: their log-probs.
+    """
+
+    logprob: jax.Array
+    ids: jax.Array
+    of_ids: jax.Array
 
 
 class _Way(NamedTuple):
@@ -47,28 +61,61 @@ def token_scores(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
+    candidates: jax.Array | None = None,
     chunk: int = CHUNK,
 ) -> TokenScores:
-    """Returns log-probs of targets int32[R] given hidden [R, E], and entropies if asked for, both at `temperature`.
+    """Returns log-probs of targets int32[R] given hidden [R, E], and entropies if asked for, all at `temperature`.
 
+    candidates: int32[R, K], further tokens whose log-probs are wanted; one may be the target or occur twice.
     Differentiable in params and hidden. At most `chunk` positions have logits at a time; where that is all of them,
     they are kept for the backward pass.
     """
     if hidden.shape[0] <= chunk:
         scores = logits(params, config, hidden) / temperature
-        return _scores(scores, targets, entropy)[0]
+        return _scores(scores, targets, candidates, entropy)[0]
     head, axis = head_of(params, config)
-    return _recomputed(head, hidden, targets, _Way(axis, temperature, chunk, entropy))
+    return _recomputed(head, hidden, targets, candidates, _Way(axis, temperature, chunk, entropy))
 
 
-def _scores(scores: jax.Array, targets: jax.Array, entropy: bool) -> tuple[TokenScores, jax.Array]:
+def token_top_k(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    targets: jax.Array,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> TopTokens:
+    """Returns the `k` likeliest tokens given hidden [R, E], their log-probs and those of targets int32[R], all at
+    `temperature`. Of equal ones the lowest id comes first. At most `chunk` positions have logits at a time.
+    """
+
+    def some(piece):
+        scores = logits(params, config, piece[0]) / temperature
+        found, total = _scores(scores, piece[1], None, entropy=False)
+        best, ids = jax.lax.top_k(scores, k)
+        return TopTokens(found.logprob, ids.astype(jnp.int32), best - total[:, None])
+
+    if hidden.shape[0] <= chunk:
+        return some((hidden, targets))
+    found = jax.lax.map(some, (_pieces(hidden, chunk), _pieces(targets, chunk)))
+    return jax.tree.map(lambda array: _whole(array, hidden.shape[0]), found)
+
+
+def _scores(
+    scores: jax.Array, targets: jax.Array, candidates: jax.Array | None, entropy: bool
+) -> tuple[TokenScores, jax.Array]:
     """Returns what is asked for and the log-sum-exp, of scores [R, V]."""
     total = jax.nn.logsumexp(scores, axis=-1)
     chosen = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-    if not entropy:
-        return TokenScores(chosen - total, None), total
-    logp = scores - total[:, None]
-    return TokenScores(chosen - total, -jnp.sum(jnp.exp(logp) * logp, axis=-1)), total
+    of_candidates = spread = None
+    if candidates is not None:
+        of_candidates = jnp.take_along_axis(scores, candidates, axis=-1) - total[:, None]
+    if entropy:
+        logp = scores - total[:, None]
+        spread = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+    return TokenScores(chosen - total, spread, of_candidates), total
 
 
 def _piece_scores(head: Head, hidden: jax.Array, way: _Way) -> jax.Array:
@@ -76,16 +123,20 @@ def _piece_scores(head: Head, hidden: jax.Array, way: _Way) -> jax.Array:
     return head_product(head, way.axis, hidden) / way.temperature
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _recomputed(head: Head, hidden: jax.Array, targets: jax.Array, way: _Way) -> TokenScores:
-    return _in_pieces(head, hidden, targets, way)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _recomputed(
+    head: Head, hidden: jax.Array, targets: jax.Array, candidates: jax.Array | None, way: _Way
+) -> TokenScores:
+    return _in_pieces(head, hidden, targets, candidates, way)[0]
 
 
-def _in_pieces(head: Head, hidden: jax.Array, targets: jax.Array, way: _Way) -> tuple[TokenScores, jax.Array]:
+def _in_pieces(
+    head: Head, hidden: jax.Array, targets: jax.Array, candidates: jax.Array | None, way: _Way
+) -> tuple[TokenScores, jax.Array]:
     def some(piece):
-        return _scores(_piece_scores(head, piece[0], way), piece[1], way.entropy)
+        return _scores(_piece_scores(head, piece[0], way), piece[1], piece[2], way.entropy)
 
-    found = jax.lax.map(some, (_pieces(hidden, way.chunk), _pieces(targets, way.chunk)))
+    found = jax.lax.map(some, jax.tree.map(lambda a: _pieces(a, way.chunk), (hidden, targets, candidates)))
     return jax.tree.map(lambda array: _whole(array, hidden.shape[0]), found)
 
 
@@ -95,16 +146,18 @@ class _Kept(NamedTuple):
     head: Head
     hidden: jax.Array
     targets: jax.Array
+    candidates: jax.Array | None
     total: jax.Array
     entropy: jax.Array | None
     wants_head: tuple[()] | None
 
 
-def _forward(head: Any, hidden: Any, targets: Any, way: _Way) -> tuple[TokenScores, _Kept]:
+def _forward(head: Any, hidden: Any, targets: Any, candidates: Any, way: _Way) -> tuple[TokenScores, _Kept]:
     wants_head = () if head.matrix.perturbed else None
     head = Head(head.matrix.value, None if head.scale is None else head.scale.value)
-    found, total = _in_pieces(head, hidden.value, targets.value, way)
-    return found, _Kept(head, hidden.value, targets.value, total, found.entropy, wants_head)
+    others = None if candidates is None else candidates.value
+    found, total = _in_pieces(head, hidden.value, targets.value, others, way)
+    return found, _Kept(head, hidden.value, targets.value, others, total, found.entropy, wants_head)
 
 
 class _Piece(NamedTuple):
@@ -112,21 +165,23 @@ class _Piece(NamedTuple):
 
     hidden: jax.Array
     targets: jax.Array
+    candidates: jax.Array | None
     total: jax.Array
     entropy: jax.Array | None
     by_logprob: jax.Array | None
     by_entropy: jax.Array | None
+    by_candidates: jax.Array | None
 
 
-def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.Array, None]:
+def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.Array, None, None]:
     head, hidden = kept.head, kept.hidden
     parts = (None if _is_zero(part) else part for part in gradient)
-    known = _Piece(hidden, kept.targets, kept.total, kept.entropy, *parts)
+    known = _Piece(hidden, kept.targets, kept.candidates, kept.total, kept.entropy, *parts)
     if kept.wants_head is not None and not splits_vocabulary():
         of_head, of_hidden = _by_blocks(head, known, way)
     else:
         of_head, of_hidden = _by_pieces(head, known, way, kept.wants_head is not None)
-    return head._replace(matrix=of_head, scale=None), of_hidden, None
+    return head._replace(matrix=of_head, scale=None), of_hidden, None, None
 
 
 def _towards_logits(head: Head, piece: _Piece, way: _Way, first: jax.Array | int = 0) -> jax.Array:
@@ -136,6 +191,13 @@ def _towards_logits(head: Head, piece: _Piece, way: _Way, first: jax.Array | int
     if piece.by_logprob is not None:
         is_target = first + jnp.arange(logp.shape[-1], dtype=piece.targets.dtype) == piece.targets[:, None]
         towards = piece.by_logprob[:, None] * (is_target - jnp.exp(logp))
+    if piece.by_candidates is not None:
+        assert piece.candidates is not None
+        columns = piece.candidates - first
+        absent = (columns < 0) | (columns >= logp.shape[-1])
+        where = jnp.arange(len(columns))[:, None], jnp.where(absent, logp.shape[-1], columns)
+        towards = towards - jnp.sum(piece.by_candidates, axis=-1, keepdims=True) * jnp.exp(logp)
+        towards = towards.at[where].add(piece.by_candidates, mode="drop")
     if piece.by_entropy is not None:
         assert piece.entropy is not None
         towards = towards - piece.by_entropy[:, None] * jnp.exp(logp) * (logp + piece.entropy[:, None])

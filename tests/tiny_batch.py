@@ -40,7 +40,7 @@ def views() -> list[View]:
         plain = some_ids(prompt, 5 + prompt % 3)
         hinted = np.concatenate([plain[:-1], some_ids(40 + prompt, 2), plain[-1:]])
         replies = [some_ids(80 + 2 * prompt + n, 3 + (prompt + n) % 4) for n in range(2)]
-        for role in ViewRole:
+        for role in (ViewRole.DRAFT, ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB):
             reply = replies[role is not ViewRole.DRAFT]
             found.append(
                 View(
