@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from benchmarks.collectives import Sizes
 from ditto_jax.batch import TrainBatch
 from ditto_jax.objective import OBJECTIVES
+from ditto_jax.score_step import make_score
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, state_shardings
-from ditto_jax.train_step import UpdateConfig, make_score, make_update
+from ditto_jax.train_step import UpdateConfig, make_update
 from model.config import ModelConfig
 from model.generate import PromptBatch, admit, decode_chunk, empty_state
 from model.hf_layout import param_shapes
@@ -92,8 +93,7 @@ class Programs:
     def scoring(self) -> jax.stages.Lowered:
         """Log-probs of all micro-batches without gradients."""
         params = self._params()
-        shardings = parameter_shardings(params, self.mesh)
-        return make_score(self._update_config(), self.mesh, shardings).lower(params, self._batch())
+        return make_score(self._update_config(), self.mesh).lower(params, self._batch())
 
     def prefill(self) -> jax.stages.Lowered:
         """Admission of `admitted` prompts on each row shard into free slots, adapters merged."""
@@ -172,7 +172,6 @@ class Programs:
         return UpdateConfig(
             self.model,
             OBJECTIVES["grpo"],
-            anchor_is_current=False,
             remat="full",
             logprob_chunk=self.sizes.logprob_chunk,
             lora=self.lora,
@@ -220,11 +219,13 @@ class Programs:
             grouped=grouped,
             loss_mask=jax.ShapeDtypeStruct(per_token, jnp.bool_),
             behaviour=jax.ShapeDtypeStruct(per_token, jnp.float32),
-            anchor=jax.ShapeDtypeStruct(per_token, jnp.float32),
             weights=jax.ShapeDtypeStruct(per_row, jnp.float32),
             role=_ints(*per_row),
             cross=jax.ShapeDtypeStruct(per_row, jnp.bool_),
             row_valid=jax.ShapeDtypeStruct(per_row, jnp.bool_),
+            row_live=jax.ShapeDtypeStruct(per_row, jnp.bool_),
+            row_weight=jax.ShapeDtypeStruct(per_row, jnp.float32),
+            anchor=jax.ShapeDtypeStruct(per_token, jnp.float32),
         )
         rows = row_sharding(self.mesh, leading=1)
         return _placed(batch, jax.tree.map(lambda _: rows, batch))

@@ -8,8 +8,8 @@ row_valid = False, and micro-batches of nothing else are skipped when they run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,18 +22,53 @@ from model.logprobs import Array, GroupedIds
 class TrainBatch(NamedTuple):
     """Arrays of one optimiser update: M micro-batches of n groups of up to S rows of T suffix tokens.
 
-    grouped: ids, [M, n, ...]. loss_mask bool, behaviour and anchor float32 [M, n, S, T] (anchor is filled by the
-    scoring pass); weights float32, role int32, cross and row_valid bool [M, n, S].
+    grouped: ids, [M, n, ...]. loss_mask bool, behaviour float32 [M, n, S, T]; weights and row_weight float32, role
+    int32, cross, row_valid and row_live bool [M, n, S]. The rest is what scoring passes found (`View`), None where the
+    run has no such pass: anchor, sample, reference float32[M, n, S, T], teacher_ids int32 and teacher_lp
+    float32[M, n, S, T, K], teacher_ok bool[M, n, S], whether a teacher has read the row.
     """
 
     grouped: GroupedIds
     loss_mask: Array
     behaviour: Array
-    anchor: Array
     weights: Array
     role: Array
     cross: Array
     row_valid: Array
+    row_live: Array
+    row_weight: Array
+    anchor: Array | None = None
+    sample: Array | None = None
+    reference: Array | None = None
+    teacher_ids: Array | None = None
+    teacher_lp: Array | None = None
+    teacher_ok: Array | None = None
+
+
+class Columns(NamedTuple):
+    """Which optional columns a batch has, the same in every step of a run, so that programs are compiled once.
+
+    teacher: candidates per token; 0: no teacher.
+    """
+
+    anchor: bool = False
+    sample: bool = False
+    reference: bool = False
+    teacher: int = 0
+
+
+NO_COLUMNS = Columns()
+
+
+class Located(NamedTuple):
+    """Where the response of a view lies: tokens `start` to `end` of a row of a group, groups of all micro-batches
+    counted through.
+    """
+
+    group: int
+    row: int
+    start: int
+    end: int
 
 
 class TokenCounts(NamedTuple):
@@ -62,15 +97,39 @@ def by_prompt(views: Sequence[View]) -> dict[int, list[int]]:
 
 
 def pack(
-    views: Sequence[View], prompts: Sequence[Sequence[int]], weights: np.ndarray, live: np.ndarray, shapes: BatchShapes
+    views: Sequence[View],
+    prompts: Sequence[Sequence[int]],
+    weights: np.ndarray,
+    live: np.ndarray,
+    shapes: BatchShapes,
+    columns: Columns = NO_COLUMNS,
+    row_live: np.ndarray | None = None,
+    row_weight: np.ndarray | None = None,
 ) -> TrainBatch:
     """Returns the arrays of one update.
 
     prompts: view indices of each prompt. Rows of one that share too little for their lanes (roles with openings of
     their own) stand under prefixes of their own. weights float32 and live bool, one per view: rows that are not live
-    (failed verdict, truncated) are left out. Raises ConfigError if a row is longer than the buckets, ValueError if
-    `shapes` has no room.
+    (failed verdict, truncated) are left out. row_live bool and row_weight float32, one per view, are handed on; None:
+    all True, all 1. Raises ConfigError if a row is longer than the buckets, ValueError if `shapes` has no room.
     """
+    batch, located = locate(views, prompts, live, shapes, columns)
+    for index, place in located.items():
+        where = *divmod(place.group, shapes.groups), place.row
+        batch.weights[where] = float(weights[index])
+        batch.row_live[where] = True if row_live is None else row_live[index]
+        batch.row_weight[where] = 1.0 if row_weight is None else row_weight[index]
+    return batch
+
+
+def locate(
+    views: Sequence[View],
+    prompts: Sequence[Sequence[int]],
+    live: np.ndarray,
+    shapes: BatchShapes,
+    columns: Columns = NO_COLUMNS,
+) -> tuple[TrainBatch, dict[int, Located]]:
+    """Returns a batch as `pack`, with weights of 0, and where in it each live view's response lies."""
     kept = [[i for i in members if live[i]] for members in prompts]
     kept = [part for rows in kept for part in _sharing(rows, views, shapes)]
     # What exceeds the largest prefix bucket is repeated in the lanes, as in the sampler.
@@ -82,7 +141,8 @@ def pack(
         ],
         shapes,
     )
-    flat = _empty(shapes, layout.prefix, layout.lane)
+    flat = _empty(shapes, layout.prefix, layout.lane, columns)
+    located: dict[int, Located] = {}
     if len(layout.prefixes) > len(flat.row_valid):
         raise ValueError(f"{len(prompts)} prompts with up to {max(map(len, kept))} rows do not fit {shapes}")
     for group, starts in enumerate(layout.prefixes):
@@ -94,8 +154,14 @@ def pack(
     for prompt, rows in enumerate(kept):
         for index, place in zip(rows, layout.places[prompt], strict=True):
             segment = 1 + list(layout.prefixes[place.group]).index(prompt)
-            _fill(flat, place, views[index], shared[prompt], segment, float(weights[index]))
-    return _split(flat, shapes)
+            located[index] = _fill(flat, place, views[index], shared[prompt], segment)
+    return _split(flat, shapes), located
+
+
+def read_back(array: np.ndarray, located: dict[int, Located]) -> dict[int, np.ndarray]:
+    """Returns view index → what [M, n, S, T, ...] holds for the tokens of its response."""
+    flat = array.reshape(-1, *array.shape[2:])
+    return {index: flat[at.group, at.row, at.start : at.end] for index, at in located.items()}
 
 
 def _sharing(rows: Sequence[int], views: Sequence[View], shapes: BatchShapes) -> list[list[int]]:
@@ -125,7 +191,7 @@ def token_counts(batch: TrainBatch) -> TokenCounts:
     )
 
 
-def _empty(shapes: BatchShapes, prefix: int, suffix: int) -> TrainBatch:
+def _empty(shapes: BatchShapes, prefix: int, suffix: int, columns: Columns) -> TrainBatch:
     count = shapes.micro_batches * shapes.groups
     per_row, per_token = (count, shapes.rows), (count, shapes.rows, suffix)
     per_lane = (count, shapes.lanes, suffix)
@@ -139,20 +205,28 @@ def _empty(shapes: BatchShapes, prefix: int, suffix: int) -> TrainBatch:
         lane_prefixes=np.zeros(per_lane, np.int32),
         row_tokens=np.zeros(per_token, np.int32),
     )
+    per_candidate = (*per_token, columns.teacher)
     return TrainBatch(
         grouped=grouped,
         loss_mask=np.zeros(per_token, bool),
         behaviour=np.zeros(per_token, np.float32),
-        anchor=np.zeros(per_token, np.float32),
         weights=np.zeros(per_row, np.float32),
         role=np.zeros(per_row, np.int32),
         cross=np.zeros(per_row, bool),
         row_valid=np.zeros(per_row, bool),
+        row_live=np.zeros(per_row, bool),
+        row_weight=np.zeros(per_row, np.float32),
+        anchor=np.zeros(per_token, np.float32) if columns.anchor else None,
+        sample=np.zeros(per_token, np.float32) if columns.sample else None,
+        reference=np.zeros(per_token, np.float32) if columns.reference else None,
+        teacher_ids=np.zeros(per_candidate, np.int32) if columns.teacher else None,
+        teacher_lp=np.zeros(per_candidate, np.float32) if columns.teacher else None,
+        teacher_ok=np.zeros(per_row, bool) if columns.teacher else None,
     )
 
 
-def _fill(flat: TrainBatch, place: Place, view: View, shared: int, prefix: int, weight: float) -> None:
-    """Writes one row; prefix: the segment of the group's prefixes that it continues."""
+def _fill(flat: TrainBatch, place: Place, view: View, shared: int, prefix: int) -> Located:
+    """Writes one row and returns where; prefix: the segment of the group's prefixes that it continues."""
     grouped = flat.grouped
     g, s, lane, offset = place
     suffix = np.concatenate([view.context[shared:], view.response])
@@ -165,15 +239,21 @@ def _fill(flat: TrainBatch, place: Place, view: View, shared: int, prefix: int, 
     grouped.row_tokens[g, s, :end] = lane * grouped.lane_ids.shape[2] + offset + np.arange(end)
     flat.loss_mask[g, s, start:end] = view.loss_mask
     flat.behaviour[g, s, start:end] = view.behaviour
-    flat.weights[g, s] = weight
+    for name in ("anchor", "sample", "reference", "teacher_ids", "teacher_lp"):
+        column, found = getattr(flat, name), getattr(view, name)
+        if column is not None and found is not None:
+            column[g, s, start:end] = found
+    if flat.teacher_ok is not None:
+        flat.teacher_ok[g, s] = view.teacher_lp is not None
     flat.role[g, s] = int(view.role)
     flat.cross[g, s] = view.cross
     flat.row_valid[g, s] = True
+    return Located(g, s, start, end)
 
 
 def _split(flat: TrainBatch, shapes: BatchShapes) -> TrainBatch:
     def micro(array: np.ndarray) -> np.ndarray:
         return array.reshape(shapes.micro_batches, shapes.groups, *array.shape[1:])
 
-    rest: Mapping[str, np.ndarray] = {k: micro(v) for k, v in flat._asdict().items() if k != "grouped"}
+    rest: dict[str, Any] = {k: v if v is None else micro(v) for k, v in flat._asdict().items() if k != "grouped"}
     return TrainBatch(grouped=GroupedIds(*(micro(array) for array in flat.grouped)), **rest)

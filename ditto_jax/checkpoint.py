@@ -38,7 +38,7 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(_present(state)), meta=ocp.args.JsonSave(meta)),
                 force=True,
             )
             self._manager.wait_until_finished()
@@ -55,8 +55,8 @@ class Checkpoints:
 
         A damaged newest checkpoint is an error that names it and says how to go on from the one before.
         """
-        restored = self._restore(ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
-        return restored["state"], restored["meta"]
+        restored = self._restore(ocp.args.StandardRestore(jax.tree.map(_abstract, _present(like))))
+        return TrainState(**restored["state"]), restored["meta"]
 
     def restore_params(self, like: Any) -> tuple[Any, int]:
         """Returns (parameters of the newest checkpoint, placed like `like`, its step); the optimizer is not read."""
@@ -81,6 +81,11 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The parts that this run has, by name: one without a moving average saves none."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

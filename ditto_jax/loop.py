@@ -33,8 +33,9 @@ from ditto_jax.judge.health import require_healthy
 from ditto_jax.keys import derive
 from ditto_jax.loss import finish_metrics
 from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
-from ditto_jax.objective import make_objective
+from ditto_jax.objective import Objective, make_objective
 from ditto_jax.packing import BatchShapes, batch_shapes
+from ditto_jax.passes import columns_of, needs_average, needs_initial
 from ditto_jax.profile import profiled
 from ditto_jax.progress import TrainProgress
 from ditto_jax.prompt_lengths import room_of
@@ -44,24 +45,26 @@ from ditto_jax.refinement import asked_below, second_attempts
 from ditto_jax.report import write_report
 from ditto_jax.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
+from ditto_jax.scoring import PassWeights, Scoring
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
-from ditto_jax.state import TrainState, make_optimizer, make_state
-from ditto_jax.train_step import UpdateConfig, finish_gap, make_score, make_update
-from ditto_jax.types import Rollout
+from ditto_jax.state import TrainState, advance_average, make_optimizer, make_state
+from ditto_jax.train_step import UpdateConfig, finish_gap, make_update
+from ditto_jax.types import Rollout, ViewRole
 from ditto_jax.views import View, views_of
 from ditto_jax.weights import Weights, require_trainable
 from model.config import ModelConfig
-from model.partition import parameter_shardings, row_sharding
+from model.partition import row_sharding
 from model.sampling import SamplingParams
 
 
 class Trainer:
     """A run in progress: parts, state, and the position in the prompt stream."""
 
-    def __init__(self, config: RunConfig, parts: Parts, stream: PromptStream):
+    def __init__(self, config: RunConfig, parts: Parts, stream: PromptStream, objective: Objective | None = None):
+        """objective: in place of the one that the configuration names."""
         self.config = config
         self.parts = parts
-        self.objective = make_objective(config.objective)
+        self.objective = objective or make_objective(config.objective)
         self.stream = stream
         self.position = 0
         self.done_steps = 0
@@ -69,21 +72,22 @@ class Trainer:
         train = config.train
         self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
         self.weights = Weights(config, parts.policy, parts.mesh)
-        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh)
+        averaged = needs_average(self.objective)
+        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh, averaged=averaged)
+        self._initial = self.weights.untrained(self.state.params) if needs_initial(self.objective) else None
         update = UpdateConfig(
             model=parts.policy.config,
             objective=self.objective,
             temperature=config.rollout.temperature,
-            anchor_is_current=train.updates_per_step == 1,
             remat=train.remat,
             logprob_chunk=train.logprob_chunk,
             lora=self.weights.lora,
             gradient_dtype=train.gradient_dtype,
         )
         self._update = make_update(update, self.optimizer, parts.mesh, self.state, self.weights.base)
-        whole = self.weights.whole(self.state.params)
-        self._score = make_score(update, parts.mesh, parameter_shardings(whole, parts.mesh))
-        self.shapes = _batch_shapes(config, parts)
+        self.shapes = _batch_shapes(config, parts, self.objective)
+        columns = columns_of(self.objective, update.model.vocab_size, train.updates_per_step)
+        self.scoring = Scoring(update, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
 
     def warm_up(self) -> int:
@@ -113,7 +117,12 @@ class Trainer:
             contexts = Contexts(prompts, self.parts.policy.chat_format, room)
             views = views_of(rollouts, self.objective.views, contexts)
             advantages = assign(_row_table(views), self.objective)
-            batches = self._batches(views, advantages, number)
+            updates = self._updates(views, number)
+        with watch.phase("score"):
+            hinted = views_of(rollouts, (ViewRole.DRAFT_FB,), contexts) if self.scoring.columns.teacher else []
+            views, scored = self.scoring.fill(views, hinted, updates, advantages.row_valid, self._pass_weights())
+        with watch.phase("pack"):
+            batches = [self._packed(views, members, advantages) for members in updates]
             packed = sum((token_counts(batch) for batch in batches), TokenCounts(0, 0, 0, 0))
         update_metrics = self._apply(batches, watch)
         self.position += len(prompts)
@@ -126,38 +135,42 @@ class Trainer:
             "sampled_tokens": sampled_tokens(rollouts),
             **rollout_metrics(rollouts, [prompt.label for prompt in prompts]),
             **advantages.metrics,
+            **scored,
             **update_metrics,
             "train/real_token_fraction": packed.real_fraction,
             **self.ledger,
         }
         return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
 
-    def _batches(self, views: Sequence[View], advantages: AdvantageResult, number: int) -> list[TrainBatch]:
-        """Returns one batch per optimiser update; the rows of a prompt stay together (feedback-methods 8.5, rule 4)."""
+    def _updates(self, views: Sequence[View], number: int) -> list[list[list[int]]]:
+        """Returns for each optimiser update the views of its prompts; those of a prompt stay together
+        (feedback-methods 8.5, rule 4).
+        """
         groups = by_prompt(views)
         prompts = list(range(self.config.rollout.prompts_per_step))
         random.Random(derive(self.config.seed, "updates", number)).shuffle(prompts)
-        batches = []
-        for part in np.array_split(np.asarray(prompts), self.config.train.updates_per_step):
-            members = [groups[p] for p in sorted(part.tolist()) if p in groups]
-            batches.append(pack(views, members, advantages.weights, advantages.row_valid, self.shapes))
-        return batches
+        parts = np.array_split(np.asarray(prompts), self.config.train.updates_per_step)
+        return [[groups[p] for p in sorted(part.tolist()) if p in groups] for part in parts]
+
+    def _packed(self, views: Sequence[View], members: list[list[int]], advantages: AdvantageResult) -> TrainBatch:
+        weights, valid, live = advantages.weights, advantages.row_valid, advantages.row_live
+        return pack(views, members, weights, valid, self.shapes, self.scoring.columns, live)
+
+    def _pass_weights(self) -> PassWeights:
+        average = None if self.state.average is None else self.weights.whole(self.state.average)
+        return PassWeights(self.weights.whole(self.state.params), self._initial, average)
 
     def _apply(self, batches: Sequence[TrainBatch], watch: Stopwatch) -> dict[str, float]:
-        mesh = self.parts.mesh
-        placed = [jax.device_put(batch, row_sharding(mesh, leading=1)) for batch in batches]
-        if len(placed) > 1:
-            with watch.phase("score"):
-                whole = self.weights.whole(self.state.params)
-                placed = [b._replace(anchor=self._score(whole, b)) for b in placed]
-                jax.block_until_ready(placed)
         metrics: dict[str, float] = {}
         with watch.phase("update"):
-            for batch in placed:
+            for batch in jax.device_put(batches, row_sharding(self.parts.mesh, leading=1)):
                 self.state, sums, gap, norm = self._update(self.state, batch)
                 sums, gap, norm = jax.device_get((sums, gap, norm))
                 # Of several updates the last is reported: its ratios have moved furthest from the anchor.
                 metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
+            if self.state.average is not None:
+                average = advance_average(self.state.average, self.state.params, self.objective.teacher.rate)
+                self.state = self.state._replace(average=average)
         return metrics
 
     def sampling_params(self) -> Any:
@@ -173,12 +186,12 @@ class Trainer:
         self.ledger = dict(meta["ledger"])
 
 
-def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:
+def _batch_shapes(config: RunConfig, parts: Parts, objective: Objective) -> BatchShapes:
     train = config.train
     split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
     return batch_shapes(
         prompts=-(-config.rollout.prompts_per_step // train.updates_per_step),
-        rows=config.rollout.num_generations * len(make_objective(config.objective).views),
+        rows=config.rollout.num_generations * len(objective.views),
         groups=-(-train.micro_batch // split) * split,
         lanes=train.lanes,
         prefix=train.prefix,
@@ -243,8 +256,9 @@ def _status_on_failure(run: RunDirectory, trainer: Trainer):
         raise
 
 
-def train(config: RunConfig, command: list[str]) -> Path:
-    """Trains a run to its end, or continues it; returns the run directory.
+def train(config: RunConfig, command: list[str], objective: Objective | None = None) -> Path:
+    """Trains a run to its end, or continues it; returns the run directory. objective: in place of the one that the
+    configuration names, for methods of your own; a run is continued with the same.
 
     Raises DittoError subclasses with their exit codes; whatever was saved before stays intact. Nothing is written
     before everything that the run needs is there.
@@ -255,7 +269,7 @@ def train(config: RunConfig, command: list[str]) -> Path:
     stream, absent = training_stream(config)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)
-    trainer = Trainer(config, parts, stream)
+    trainer = Trainer(config, parts, stream, objective)
     with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
         for label, why in (*absent.items(), *parts.skipped.items()):
             progress.note(f"{label} skipped: {why}")

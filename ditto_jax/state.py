@@ -7,6 +7,7 @@ ledger) travel in the checkpoint's metadata. Reading and writing files is `check
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +22,14 @@ from model.partition import parameter_shardings, replicated
 
 class TrainState(NamedTuple):
     """params: what is trained, all parameters or the adapters; opt_state: optax state; updates: int32 scalar, optimiser
-    updates done so far. A frozen base under adapters is no part of the state: it is neither donated nor saved.
+    updates done so far. average: float32 moving average of params where the objective's teacher is one, else None. A
+    frozen base under adapters is no part of the state: it is neither donated nor saved.
     """
 
     params: Any
     opt_state: Any
     updates: Any
+    average: Any = None
 
 
 _LARGEST_BFLOAT16_BETA2 = 0.98  # the decay is then several times the rounding of a bfloat16, 2^-9
@@ -111,17 +114,39 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     opt_state = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, state.opt_state, params, transform_non_params=lambda _: whole
     )
-    return TrainState(params, opt_state, whole)
+    average = None if state.average is None else parameter_shardings(state.average, mesh)
+    return TrainState(params, opt_state, whole, average)
 
 
-def make_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the initial state on the mesh; `params` (host or device arrays) is placed shard by shard."""
+def make_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, averaged: bool = False
+) -> TrainState:
+    """Returns the initial state on the mesh; `params` (host or device arrays) is placed shard by shard. averaged: with
+    a moving average of them, which begins as they do.
+    """
     placed = jax.device_put(params, parameter_shardings(params, mesh))
     abstract = jax.eval_shape(lambda p: TrainState(p, optimizer.init(p), jnp.int32(0)), placed)
     shardings = state_shardings(abstract, optimizer, mesh)
-    build = jax.jit(lambda p: (optimizer.init(p), jnp.int32(0)), out_shardings=tuple(shardings[1:]))
-    opt_state, updates = build(placed)
-    return TrainState(placed, opt_state, updates)
+    out = shardings.opt_state, shardings.updates
+    opt_state, updates = jax.jit(lambda p: (optimizer.init(p), jnp.int32(0)), out_shardings=out)(placed)
+    return TrainState(placed, opt_state, updates, start_average(placed) if averaged else None)
+
+
+def start_average(params: Any) -> Any:
+    """Returns the average before the first update: a float32 copy of what is trained, placed like it.
+
+    float32 whatever the parameters are stored in: a small share of a small change is lost in 8 bits. Under adapters
+    these are the two factors, begun at the student's. The product of their averages is not the average of their
+    products, but differs by the factors' covariance over the window, which is of second order in how far they move in
+    it; an average of the products would be a second model in full.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def advance_average(average: Any, params: Any, rate: float) -> Any:
+    """Returns (1 - rate) average + rate params, leaf by leaf in float32; `average` is donated."""
+    return optax.incremental_update(optax.tree.cast(params, jnp.float32), average, rate)
 
 
 def whole_params(trained: Any, base: Any | None, lora: LoraConfig | None) -> Any:

@@ -3,8 +3,7 @@
 views and pools → sharded update. Micro-batches run in a scan; gradients are summed in float32 and divided by
 denominators counted over the whole batch, so the number of micro-batches and devices changes nothing but rounding.
 Under adapters the frozen base is one more argument: not differentiated, not donated, not returned.
-`score` is the pass that fills the anchors: log-probs under each row's own training context with the weights before
-the first update. No I/O, no host code.
+Columns of the batch that scoring passes filled (`scoring`) are constants here. No I/O, no host code.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from jax.sharding import Mesh
 from ditto_jax.batch import TrainBatch
 from ditto_jax.loss import LossRows, Sums, add_metrics, denominators, objective_loss, zero_metrics
 from ditto_jax.objective import Objective
+from ditto_jax.passes import distilled
 from ditto_jax.state import TrainState, state_shardings, whole_params
 from ditto_jax.types import ViewRole
 from model.config import ModelConfig
-from model.logprobs import grouped_logprobs, grouped_scores
+from model.logprobs import grouped_scores
 from model.lora import LoraConfig
 from model.partition import ACTIVATION_RULES, parameter_shardings, replicated, row_sharding
 from model.remat import Remat
@@ -34,15 +34,13 @@ from model.remat import Remat
 class UpdateConfig:
     """What the compiled update depends on besides shapes.
 
-    temperature: of sampling; log-probs are taken at it everywhere. anchor_is_current: True when an iteration makes
-    one update, for then the weights before it are the current ones and the scoring pass would repeat the forward pass
-    bit for bit. lora: set if the state's parameters are adapters. gradient_dtype: of the sum over micro-batches.
+    temperature: of sampling; log-probs are taken at it everywhere. lora: set if the state's parameters are adapters.
+    gradient_dtype: of the sum over micro-batches.
     """
 
     model: ModelConfig
     objective: Objective
     temperature: float = 1.0
-    anchor_is_current: bool = True
     remat: Remat = "none"
     logprob_chunk: int = 1024
     lora: LoraConfig | None = None
@@ -56,6 +54,7 @@ def _rows(array: jax.Array, per_row: int) -> jax.Array:
 
 def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
     """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
+    distils = distilled(config.objective)
     scores = grouped_scores(
         whole_params(trained, base, config.lora),
         config.model,
@@ -63,19 +62,14 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
         temperature=config.temperature,
         remat=config.remat,
         chunk=config.logprob_chunk,
+        candidates=None if distils is None or distils.sampled else micro.teacher_ids,
+        wanted=micro.loss_mask,
     )
     assert scores.entropy is not None
     lp = _rows(scores.logprob, 1)
-    anchor = jax.lax.stop_gradient(lp) if config.anchor_is_current else _rows(micro.anchor, 1)
-    rows = LossRows(
-        lp_anchor=anchor,
-        loss_mask=_rows(micro.loss_mask, 1),
-        weights=_rows(micro.weights, 0),
-        role=_rows(micro.role, 0),
-        cross=_rows(micro.cross, 0),
-        row_valid=_rows(micro.row_valid, 0),
-    )
-    loss, sums = objective_loss(lp, rows, config.objective, denominator)
+    rows = _loss_rows(lp, micro)
+    student_lp = None if scores.of_candidates is None else _rows(scores.of_candidates, 2)
+    loss, sums = objective_loss(lp, rows, config.objective, denominator, student_lp, config.model.vocab_size)
     drafted = rows.loss_mask & (rows.row_valid & ~rows.cross & (rows.role == ViewRole.DRAFT))[:, None]
     gap = {
         **_sampler_gap(lp, _rows(micro.behaviour, 1), rows),
@@ -83,6 +77,29 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
         "entropy_tokens": jnp.sum(drafted, dtype=jnp.float32),
     }
     return loss * _loss_scale(denominator, config), (sums, jax.lax.stop_gradient(gap))
+
+
+def _loss_rows(lp: jax.Array, micro: TrainBatch) -> LossRows:
+    """The columns of a micro-batch as rows. Without anchors the weights before the update are the current ones; where
+    sampling and training context are one, so are their log-probs.
+    """
+    anchor = jax.lax.stop_gradient(lp) if micro.anchor is None else _rows(micro.anchor, 1)
+    cross = _rows(micro.cross, 0)
+    return LossRows(
+        lp_anchor=anchor,
+        loss_mask=_rows(micro.loss_mask, 1),
+        weights=_rows(micro.weights, 0),
+        role=_rows(micro.role, 0),
+        cross=cross,
+        row_valid=_rows(micro.row_valid, 0),
+        row_live=_rows(micro.row_live, 0),
+        row_weight=_rows(micro.row_weight, 0),
+        lp_behave=_rows(micro.behaviour, 1),
+        lp_sample=None if micro.sample is None else jnp.where(cross[:, None], _rows(micro.sample, 1), anchor),
+        lp_ref=None if micro.reference is None else _rows(micro.reference, 1),
+        teacher_lp=None if micro.teacher_lp is None else _rows(micro.teacher_lp, 2),
+        teacher_ok=None if micro.teacher_ok is None else _rows(micro.teacher_ok, 0),
+    )
 
 
 def _loss_scale(denominator: jax.Array, config: UpdateConfig) -> jax.Array | float:
@@ -97,16 +114,20 @@ def _loss_scale(denominator: jax.Array, config: UpdateConfig) -> jax.Array | flo
 
 
 def _sampler_gap(lp: jax.Array, behaviour: jax.Array, rows: LossRows) -> dict[str, jax.Array]:
-    """Sums of sampler minus trainer log-prob: on-policy rows measure numerics, cross rows the context gap (8.6)."""
+    """Sums over tokens: sampler minus trainer on rows trained as they were sampled, which measures numerics, and the
+    context gap (8.6) on refined rows under x: from the trainer's own numbers where a pass read the sampling context.
+    """
     token = rows.loss_mask & rows.row_valid[:, None]
-    own, cross = token & ~rows.cross[:, None], token & rows.cross[:, None]
-    difference = jnp.where(token, behaviour - lp, 0.0)
+    own = token & (~rows.cross & (rows.role != ViewRole.CRITIQUE))[:, None]
+    internalised = token & (rows.cross & (rows.role == ViewRole.REFINED_PLAIN))[:, None]
+    sampled = behaviour if rows.lp_sample is None else rows.lp_sample
+    difference = jnp.where(own, jnp.abs(behaviour - lp), 0.0)
     return {
-        "gap_sum": jnp.sum(jnp.where(own, jnp.abs(difference), 0.0)),
-        "gap_max": jnp.max(jnp.where(own, jnp.abs(difference), 0.0)),
+        "gap_sum": jnp.sum(difference),
+        "gap_max": jnp.max(difference),
         "gap_tokens": jnp.sum(own, dtype=jnp.float32),
-        "context_gap_sum": jnp.sum(jnp.where(cross, difference, 0.0)),
-        "context_gap_tokens": jnp.sum(cross, dtype=jnp.float32),
+        "context_gap_sum": jnp.sum(jnp.where(internalised, sampled - rows.lp_anchor, 0.0)),
+        "context_gap_tokens": jnp.sum(internalised, dtype=jnp.float32),
     }
 
 
@@ -127,9 +148,13 @@ def make_update(
 
     def update(state: TrainState, base: Any, batch: TrainBatch):
         denominator = denominators(
-            _rows(batch.loss_mask, 1), _rows(batch.role, 0), _rows(batch.row_valid, 0), config.objective
+            _rows(batch.loss_mask, 1),
+            _rows(batch.role, 0),
+            _rows(batch.row_valid, 0),
+            config.objective,
+            _rows(batch.row_live, 0),
+            None if batch.teacher_ok is None else _rows(batch.teacher_ok, 0),
         )
-
         scale = _loss_scale(denominator, config)
 
         def add(carry, micro):
@@ -151,7 +176,8 @@ def make_update(
         grads = optax.tree.cast(grads, jnp.float32)
         norm = optax.tree.norm(grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        after = TrainState(optax.apply_updates(state.params, changes), opt_state, state.updates + 1)
+        moved = optax.apply_updates(state.params, changes)
+        after = TrainState(moved, opt_state, state.updates + 1, state.average)
         if config.model.compute_dtype == "float16":
             after = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(norm), new, old), after, state)
         return after, sums, gap, norm
@@ -163,12 +189,12 @@ def make_update(
         out_shardings=(shardings, whole, whole, whole),
         donate_argnums=0,
     )
-    on_mesh = _on_mesh(jitted, mesh)
+    placed = on_mesh(jitted, mesh)
 
     def call(state: TrainState, batch: TrainBatch):
-        return on_mesh(state, base, batch)
+        return placed(state, base, batch)
 
-    call.lower = lambda state, batch: on_mesh.lower(state, base, batch)
+    call.lower = lambda state, batch: placed.lower(state, base, batch)
     return call
 
 
@@ -183,30 +209,6 @@ _GAP = (
 )
 
 
-def make_score(config: UpdateConfig, mesh: Mesh, params_shardings: Any):
-    """Returns the function (params, batch) → float32[M, n, S, T] log-probs under the training context: the anchors."""
-
-    def score(params, batch: TrainBatch):
-        def logprobs(micro):
-            return grouped_logprobs(
-                params,
-                config.model,
-                micro.grouped,
-                temperature=config.temperature,
-                chunk=config.logprob_chunk,
-            )
-
-        def one(_, micro):
-            return None, jax.lax.cond(
-                jnp.any(micro.row_valid), logprobs, lambda micro: jnp.zeros_like(micro.anchor), micro
-            )
-
-        return jax.lax.scan(one, None, batch)[1]
-
-    rows = row_sharding(mesh, leading=1)
-    return _on_mesh(jax.jit(score, in_shardings=(params_shardings, rows), out_shardings=rows), mesh)
-
-
 def make_gradient(config: UpdateConfig, mesh: Mesh, base: Any = None):
     """Returns the function (trained parameters, micro-batch, denominators) → (loss, gradients): what tests compare."""
 
@@ -215,16 +217,18 @@ def make_gradient(config: UpdateConfig, mesh: Mesh, base: Any = None):
         scale = _loss_scale(denominator, config)
         return loss / scale, jax.tree.map(lambda g: g / scale, grads)
 
-    return _on_mesh(jax.jit(gradient), mesh)
+    return on_mesh(jax.jit(gradient), mesh)
 
 
-def _on_mesh(function, mesh: Mesh):
+def on_mesh(function, mesh: Mesh):
+    """Returns the compiled function, traced and run under the mesh and the names of its axes."""
+
     def call(*args):
         with jax.set_mesh(mesh), logical_axis_rules(ACTIVATION_RULES):
             return function(*args)
 
     if hasattr(function, "lower"):
-        call.lower = _on_mesh(function.lower, mesh)
+        call.lower = on_mesh(function.lower, mesh)
     return call
 
 
@@ -239,4 +243,4 @@ def finish_gap(gap: dict[str, Any]) -> dict[str, float]:
     }
 
 
-__all__ = ["Sums", "UpdateConfig", "finish_gap", "make_gradient", "make_score", "make_update"]
+__all__ = ["Sums", "UpdateConfig", "finish_gap", "make_gradient", "make_update", "on_mesh"]

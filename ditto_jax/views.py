@@ -24,9 +24,14 @@ class View:
 
     context int32[c], response int32[t], loss_mask bool[t], behaviour float32[t] (sampler log-probs, in the sampling
     context). `prompt` and `rollout` number the prompt and the rollout within the step; `cross` is True iff the
-    training context is not the sampling context. `reward` is None if the judge gave no score. `parent` is the rollout
-    number of the draft that the rollout answers to, -1 for drafts. Of a critique nothing was sampled: its behaviour is
-    0 and means nothing.
+    training context is not the sampling context, and then `sampled_under` int32[c'] is the latter, else None. `reward`
+    is None if the judge gave no score. `parent` is the rollout number of the draft that the rollout answers to, -1 for
+    drafts. Of a critique nothing was sampled: its behaviour is 0 and means nothing.
+
+    Columns over the response, None where no scoring pass made them (`scoring`), in nats: `anchor` float32[t], in the
+    training context with the weights before the update; `sample` float32[t], with the same weights in the sampling
+    context, of cross views alone; `reference` float32[t], of the initial policy; `teacher_lp` float32[t, K], the
+    teacher's, at the tokens `teacher_ids` int32[t, K].
     """
 
     role: ViewRole
@@ -40,6 +45,12 @@ class View:
     truncated: bool
     cross: bool
     parent: int = -1
+    sampled_under: np.ndarray | None = None
+    anchor: np.ndarray | None = None
+    sample: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    teacher_ids: np.ndarray | None = None
+    teacher_lp: np.ndarray | None = None
 
 
 def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole], contexts: Contexts | None = None) -> list[View]:
@@ -131,6 +142,7 @@ def _view(
     role: ViewRole, number: int, rollout: Rollout, transcript: Transcript, context: np.ndarray, parent: int
 ) -> View:
     own = transcript.context_length
+    cross = not np.array_equal(context, transcript.ids[:own])
     return View(
         role=role,
         prompt=rollout.prompt_index,
@@ -141,8 +153,9 @@ def _view(
         behaviour=transcript.logprobs[own:],
         reward=_reward(rollout),
         truncated=rollout.truncated,
-        cross=not np.array_equal(context, transcript.ids[:own]),
+        cross=cross,
         parent=parent,
+        sampled_under=transcript.ids[:own] if cross else None,
     )
 
 

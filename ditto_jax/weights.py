@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ditto_jax.checkpoint import Checkpoints
@@ -87,6 +88,15 @@ class Weights:
     def whole(self, trained: Any) -> Any:
         """Returns the one value that every function of `model` takes; the base in it is not a copy."""
         return whole_params(trained, self.base, self.lora)
+
+    def untrained(self, trained: Any) -> Any:
+        """Returns `whole(trained)` of the state before the first update, as a value that training leaves as it is.
+
+        New adapters change nothing, so that this is the base itself; else it is a copy of what is trained.
+        """
+        if self.lora is not None and self._start is None:
+            return self.base
+        return self.whole(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trained))
 
     def for_sampling(self, trained: Any) -> Any:
         """Returns `whole(trained)` with adapters in the compute dtype, in which they multiply in any case.

@@ -1,4 +1,4 @@
-"""Hidden states → log-probabilities of given tokens, exact entropies and the likeliest tokens, never all logits at once.
+"""Hidden states → log-probabilities of given tokens, exact entropies, likeliest tokens; never all logits at once.
 
 The forward pass keeps one log-sum-exp (and entropy) a position; the backward pass computes the logits again: for a
 trained head a block of the vocabulary at a time, whose gradient is then complete, and else a piece of the positions. A
@@ -35,8 +35,8 @@ class TokenScores(NamedTuple):
 
 
 class TopTokens(NamedTuple):
-    """logprob float32[R]: log p(target | hidden). ids int32[R, K]: the likeliest tokens in the target's place, in falling
-    order; of_ids float32[R, K]: their log-probs.
+    """logprob float32[R]: log p(target | hidden). ids int32[R, K]: the likeliest tokens in the target's place, the
+    likeliest first; of_ids float32[R, K]: their log-probs.
     """
 
     logprob: jax.Array

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,10 +29,9 @@ from ditto_jax.types import (
     ViewRole,
 )
 from ditto_jax.views import View, views_of
-from model.logprobs import GroupedIds
 
 PROMPTS, ROWS = 4, 5
-PARTS = len(GroupedIds._fields)
+
 NARROW = BatchShapes(PROMPTS, 2, ROWS, 2, prefix=(4,), suffix=(12,))
 SHAPES = batch_shapes(PROMPTS, ROWS, groups=2, lanes=2, prefix=(4, 12), suffix=(12, 24))
 
@@ -81,11 +81,8 @@ def view(rng, prompt: int, context: np.ndarray, length: int, number: int) -> Vie
 
 def groups_of(batch: TrainBatch) -> list[TrainBatch]:
     """The groups of all micro-batches, one after the other."""
-    flat = [array.reshape(-1, *array.shape[2:]) for array in (*batch.grouped, *batch[1:])]
-    return [
-        TrainBatch(GroupedIds(*(array[g] for array in flat[:PARTS])), *(array[g] for array in flat[PARTS:]))
-        for g in range(len(flat[0]))
-    ]
+    flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), batch)
+    return [jax.tree.map(lambda array, g=g: array[g], flat) for g in range(len(flat.row_valid))]
 
 
 def placed(batch: Batch) -> list[tuple[TrainBatch, int, View]]:

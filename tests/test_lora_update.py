@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ditto_jax.batch import TrainBatch
 from ditto_jax.loss import denominators
 from ditto_jax.objective import OBJECTIVES
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state
@@ -125,8 +126,10 @@ def test_an_update_moves_the_adapters_and_leaves_the_base_alive_and_as_it_was():
     assert min(jax.tree.leaves(moved)) > 1e-4
 
 
-def gradient_on(sizes: Sizes, config: UpdateConfig, trained: Any, base: Any) -> tuple[float, Any]:
-    batch, mesh = batch_of(), mesh_of(sizes)
+def gradient_on(
+    sizes: Sizes, config: UpdateConfig, trained: Any, base: Any, batch: TrainBatch | None = None
+) -> tuple[float, Any]:
+    batch, mesh = batch_of() if batch is None else batch, mesh_of(sizes)
     mask, role, valid = (
         jnp.asarray(x).reshape(-1, *x.shape[3:]) for x in (batch.loss_mask, batch.role, batch.row_valid)
     )
@@ -150,11 +153,11 @@ def test_the_loss_and_gradient_of_adapters_on_eight_devices_are_those_of_one():
 
 
 def test_the_loss_is_that_of_the_combined_parameters():
-    # With the anchors of the batch, which are zero: at the current ones the loss does not depend on the parameters.
-    scored = dataclasses.replace(UPDATE, anchor_is_current=False)
-    full = dataclasses.replace(scored, lora=None)
-    found, _ = gradient_on(ONE, scored, adapters(), base_params())
-    expected, _ = gradient_on(ONE, full, combine(base_params(), adapters(), LORA), None)
-    without, _ = gradient_on(ONE, full, base_params(), None)
+    # With anchors of zero: at the current ones the loss does not depend on the parameters.
+    batch = batch_of()._replace(anchor=np.zeros_like(batch_of().behaviour))
+    full = dataclasses.replace(UPDATE, lora=None)
+    found, _ = gradient_on(ONE, UPDATE, adapters(), base_params(), batch)
+    expected, _ = gradient_on(ONE, full, combine(base_params(), adapters(), LORA), None, batch)
+    without, _ = gradient_on(ONE, full, base_params(), None, batch)
     assert found == pytest.approx(expected, rel=1e-5)
     assert abs(without - expected) > 1e-3 * abs(expected)

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ditto_jax.batch import TrainBatch
 from ditto_jax.loss import denominators
 from ditto_jax.objective import OBJECTIVES
+from ditto_jax.score_step import make_score
 from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state, state_shardings
-from ditto_jax.train_step import UpdateConfig, make_gradient, make_score, make_update
+from ditto_jax.train_step import UpdateConfig, make_gradient, make_update
 from model import llama
 from model.partition import make_mesh, parameter_shardings, parameter_spec, row_sharding
 from model.sampling import SamplingParams
@@ -170,13 +171,11 @@ def test_the_state_is_donated_and_the_second_step_compiles_nothing():
 def test_scored_anchors_give_the_gradient_of_current_weights_as_their_own_anchor():
     # The ratio is 1 at the anchor either way.
     mesh = mesh_of(ONE)
-    shardings = parameter_shardings(params(), mesh)
-    weights = jax.device_put(params(), shardings)
-    anchors = jax.device_get(make_score(UPDATE, mesh, shardings)(weights, place(batch_of(), mesh)))
-    scored = dataclasses.replace(UPDATE, anchor_is_current=False)
-    assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors), scored), reference())
+    weights = jax.device_put(params(), parameter_shardings(params(), mesh))
+    anchors = jax.device_get(make_score(UPDATE, mesh)(weights, place(batch_of(), mesh)))
+    assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors)), reference())
     with pytest.raises(AssertionError, match="differ"):
-        assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors - 0.1), scored), reference())
+        assert_agrees(gradient_on(ONE, batch_of()._replace(anchor=anchors - 0.1)), reference())
 
 
 # Sampling.
