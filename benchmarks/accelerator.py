@@ -188,7 +188,7 @@ def whole_steps(model: ModelConfig, sizes: StepSizes, lora: LoraConfig, rounds: 
             watch = Stopwatch()
             metrics, _ = runner.run(trainer.step(watch))
             jax.block_until_ready(trainer.state)
-            steps.append({**watch.split(), "sampled_tokens": metrics["sampled_tokens"]})
+            steps.append({**watch.split(), "sampled_tokens": metrics["completions/sampled_tokens"]})
     gaps = {name: value for name, value in metrics.items() if "gap" in name or "log_ratio" in name}
     split = {name: spread([step[name] for step in steps[1:]]) for name in steps[1]}
     return {"split": split, "first_step_s": steps[0]["time/step_s"], "sampler_and_trainer": gaps}

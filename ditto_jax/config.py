@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
+from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
 from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.state import OptimizerConfig
@@ -251,7 +252,7 @@ class RunConfig:
             )
         for where, tasks in (("tasks", self.tasks), ("evaluation.tasks", self.evaluation.tasks)):
             for task in tasks:
-                self.judge_for(task)
+                self._check_judge_of(task, where)
             labels = [task.known_as for task in tasks]
             if len(set(labels)) != len(labels):
                 raise ConfigError(f"{where}: labels {labels} must differ; set `label` on tasks that repeat a name")
@@ -271,6 +272,14 @@ class RunConfig:
         """False for a task whose gate lets no draft through."""
         below = self.rollout.feedback_below if task.feedback.below is None else task.feedback.below
         return task.feedback.by != "nobody" and below > -math.inf
+
+    def _check_judge_of(self, task: TaskConfig, where: str) -> None:
+        own, common = self.judge_for(task).feedback_content, self.judge.feedback_content
+        if own != common and SHUFFLED in (own, common):
+            raise ConfigError(
+                f"{where}.{task.known_as}.judge.feedback_content={own}: words are shuffled among all drafts of a step "
+                f"or not at all; leave it out and set judge.feedback_content={SHUFFLED}"
+            )
 
     def judge_for(self, task: TaskConfig) -> JudgeConfig:
         """Returns the settings of the judge of one task. Raises ConfigError for values that cannot work."""

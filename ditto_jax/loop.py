@@ -30,6 +30,7 @@ from ditto_jax.errors import DittoError, Preempted
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.evaluation_run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
+from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.keys import derive
 from ditto_jax.loss import finish_metrics
 from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
@@ -47,6 +48,7 @@ from ditto_jax.rollout import Sampling, draft_rollouts, judges_verdicts, judges_
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.scoring import PassWeights, Scoring
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
+from ditto_jax.shuffled_words import with_shuffled_words
 from ditto_jax.state import TrainState, advance_average, make_optimizer, make_state
 from ditto_jax.train_step import UpdateConfig, finish_gap, make_update
 from ditto_jax.types import Rollout, ViewRole
@@ -109,6 +111,8 @@ class Trainer:
         with watch.phase("draft"):
             gate, under = asked_below(self.objective, below), self.objective.refinement.draft_feedback
             drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate, under)
+            if config.judge.feedback_content == SHUFFLED:
+                drafts = with_shuffled_words(sampling, prompts, drafts)
         with watch.phase("refine"):
             rollouts = await second_attempts(sampling, judge, prompts, drafts, self.objective, below)
         self.parts.engine.sampler.release()
@@ -132,7 +136,7 @@ class Trainer:
             self.ledger[name] = self.ledger.get(name, 0) + value - counted.get(name, 0)
         metrics = {
             "step": number,
-            "sampled_tokens": sampled_tokens(rollouts),
+            "completions/sampled_tokens": sampled_tokens(rollouts),
             **rollout_metrics(rollouts, [prompt.label for prompt in prompts]),
             **advantages.metrics,
             **scored,
@@ -311,7 +315,7 @@ def _run_steps(
             if config.log_completions:
                 run.write_rollouts(number, rows)
         split = watch.split()
-        tokens = metrics.pop("sampled_tokens", 0)
+        tokens = metrics["completions/sampled_tokens"]
         sampling_s = split.get("time/draft_s", 0.0) + split.get("time/refine_s", 0.0)
         metrics |= {**split, "tokens_per_s": tokens / sampling_s if sampling_s else 0.0}
         run.append_metrics(metrics)

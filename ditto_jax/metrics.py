@@ -65,6 +65,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[
     drafted = [r for r in rollouts if r.role is RolloutRole.DRAFT]
     refined_from = [r for r in rollouts if r.role is RolloutRole.REFINED]
     metrics: dict[str, Any] = {
+        "completions/count": len(rollouts),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": int(lengths.max()),
         "completions/clipped_ratio": float(np.mean([r.truncated for r in rollouts])) if rollouts else 0.0,

@@ -57,3 +57,22 @@ def estimate_mean(
             method = "bootstrap-percentile"
     interval = result.confidence_interval
     return Estimate(value, float(interval.low), float(interval.high), len(means), confidence, method)
+
+
+def estimate_clustered(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95) -> Estimate | None:
+    """Returns the mean of values that come in clusters (seeds that share a warm start), or None without values.
+
+    Values of one cluster are no independent evidence: the t-interval is that over the means of the clusters, whose
+    number is `n`. With one cluster it is infinite.
+    """
+    import scipy.stats
+
+    if not len(values):
+        return None
+    known = sorted(set(clusters))
+    means = np.array([np.mean([v for v, c in zip(values, clusters, strict=True) if c == one]) for one in known])
+    value = float(means.mean())
+    if len(means) == 1:
+        return Estimate(value, float("-inf"), float("inf"), 1, confidence, "none")
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means))
+    return Estimate(value, value - float(half), value + float(half), len(means), confidence, "t over clusters")

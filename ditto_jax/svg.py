@@ -11,6 +11,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -21,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 
 SERIES = tuple(f"series-{i}" for i in range(8))
 INKS = ("ink", "muted", "grid", "paper", *SERIES)
+_NAMESPACE = "http://www.w3.org/2000/svg"
+_PALETTE = Path(__file__).parent / "templates" / "palette.css"
 _WIDTH = 400  # units of the drawing; on a phone one unit is a little less than one CSS pixel
 
 # Stand-ins are matched in the finished text, so they must be colours that nothing else is drawn in.
@@ -62,13 +65,20 @@ def ink(name: str) -> str:
 
 def drawing(height: int = 240) -> tuple[Figure, Axes]:
     """Returns an empty figure, 400 by `height` units, with one pair of axes in the style of the report."""
+    figure, axes = panels(1, 1, height)
+    return figure, axes[0]
+
+
+def panels(rows: int, columns: int, height: int = 240) -> tuple[Figure, list[Axes]]:
+    """Returns an empty figure of several axes, row by row, each 400 by `height` units."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(columns * _WIDTH / 72, rows * height / 72), layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-    axes.tick_params(length=3)
+        axes = [figure.add_subplot(rows, columns, number) for number in range(1, rows * columns + 1)]
+    for one in axes:
+        one.tick_params(length=3)
+        one.patch.set_visible(False)
     figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
     return figure, axes
 
 
@@ -101,6 +111,17 @@ def to_svg(figure: Figure, name: str, alternative: str) -> str:
     for ink_name, colour in _STAND_INS.items():
         text = text.replace(colour, f"var(--{ink_name})")
     return text
+
+
+def standalone(svg: str) -> str:
+    """Returns the element of `to_svg` as a file of its own, with a size and the report's palette, light and dark."""
+    root = ElementTree.fromstring(svg)
+    width, height = root.attrib["viewBox"].split()[2:]
+    root.attrib |= {"xmlns": _NAMESPACE, "width": width, "height": height, "style": "background: var(--paper)"}
+    style = ElementTree.Element("style")
+    style.text = f"{_PALETTE.read_text(encoding='utf-8')}text {{ font-family: system-ui, sans-serif !important; }}\n"
+    root.insert(0, style)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _strip(element: ElementTree.Element) -> None:

@@ -37,6 +37,7 @@ VERBS = {
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
+    "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
     "data": Verb("fetch the released rows at a pinned revision, or check what was fetched", "launch.data:main"),
     "doctor": Verb(
@@ -55,6 +56,7 @@ _EXAMPLES = """\
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export --run runs/quickstart --output exported --merged
   ditto-jax report runs/quickstart
+  ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows
   ditto-jax doctor"""
 

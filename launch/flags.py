@@ -143,7 +143,30 @@ def _registry() -> ConstructorRegistry:
             str_from_instance=lambda value: [f"<{len(value)} of {record.__name__}>"],
         )
 
+    @registry.primitive_rule
+    def settings_as_yaml(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        """A mapping without fixed keys is one flag."""
+        if info.type_origin is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="YAML",
+            instance_from_str=lambda words: _mapping(words[0]),
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [f"<{len(value)} settings>"],
+        )
+
     return registry
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError("give a mapping, for example '{seed: 3}'; a YAML file is easier to read")
+    return value
 
 
 def _records(record: Any, text: str) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def main() -> None:
             return metrics
 
         spent, metrics = timed(work)
-        return {**spent, "tokens": metrics["sampled_tokens"], "split": watch.split()}
+        return {**spent, "tokens": metrics["completions/sampled_tokens"], "split": watch.split()}
 
     link.serve({"hello": lambda: versions("jax", "jaxlib"), "run": run})
 

@@ -17,7 +17,7 @@ from ditto_jax.errors import ConfigError
 
 Kind = Literal["rules", "openai"]
 PartnerKind = Literal["scripted", "openai"]
-FeedbackContent = Literal["full", "content_free"]
+FeedbackContent = Literal["full", "content_free", "shuffled"]
 ResponseFormat = Literal["json_schema", "json_object", "none"]
 MaxTokensParameter = Literal["max_tokens", "max_completion_tokens"]
 
@@ -97,7 +97,8 @@ class JudgeConfig(EndpointConfig):
     """Which judge assesses drafts and writes feedback; other fields are those of every endpoint.
 
     kind: "rules" is embedded and needs nothing; "openai" asks the endpoint.
-    feedback_content: "content_free" is the control arm: words that say only that the draft is wrong.
+    feedback_content: of what refined rollouts are told. "content_free" and "shuffled" are control arms: words that say
+        only that the draft is wrong, and the words about another draft of the same step (`ditto_jax.shuffled_words`).
     max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
     """
 

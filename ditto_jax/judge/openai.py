@@ -20,7 +20,7 @@ from ditto_jax.judge.endpoint import Endpoint, resolve_endpoint
 from ditto_jax.judge.fence import printable
 from ditto_jax.judge.retry import Sleep
 from ditto_jax.judge.scoring import asked_verdict
-from ditto_jax.judge.words import CONTENT_FREE, content_free_control, screened_feedback
+from ditto_jax.judge.words import CONTENT_FREE, content_free_control, named, screened_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import FeedbackReply, Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
@@ -43,7 +43,6 @@ class OpenAIJudge:
         if config.kind != "openai":
             raise ConfigError(f"judge.kind={config.kind}: an OpenAIJudge needs judge.kind=openai")
         self._config = config
-        self._is_content_free = config.feedback_content == CONTENT_FREE
         self._endpoint = resolve_endpoint(config, environ)
         self._client = ChatClient(config, self._endpoint, sleep=sleep, now=now)
         self._outcomes = OutcomeCounts()
@@ -51,8 +50,7 @@ class OpenAIJudge:
     @property
     def identity(self) -> str:
         """Kind and model, such as "openai:gpt-5-nano"; verdicts and feedback carry the version of rules or prompt."""
-        name = f"openai:{self._config.model}"
-        return f"{name}+{CONTENT_FREE}" if self._is_content_free else name
+        return named(f"openai:{self._config.model}", self._config.feedback_content)
 
     async def check(self) -> None:
         """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request.
@@ -75,7 +73,7 @@ class OpenAIJudge:
         self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
     ) -> Feedback:
         """Returns the model's words, screened for leaks, or why there are none. The control arm asks nobody."""
-        if self._is_content_free:
+        if self._config.feedback_content == CONTENT_FREE:
             return self._outcomes.feedback(content_free_control(task, example, key))
         return self._outcomes.feedback(await self._ask_for_feedback(task, example, conversation, verdict))
 

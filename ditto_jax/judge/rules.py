@@ -13,7 +13,7 @@ from typing import Any
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.scoring import rule_verdict, rules_identity
-from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, screened_feedback
+from ditto_jax.judge.words import CONTENT_FREE, call_rng, content_free_control, named, screened_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
@@ -23,13 +23,13 @@ class RulesJudge:
     """Scores and comments by the task's own rules."""
 
     def __init__(self, config: JudgeConfig):
-        self._is_content_free = config.feedback_content == CONTENT_FREE
+        self._content = config.feedback_content
         self._outcomes = OutcomeCounts()
 
     @property
     def identity(self) -> str:
         """ "rules", with the control arm if that is what writes the feedback; verdicts carry the task's version."""
-        return f"rules+{CONTENT_FREE}" if self._is_content_free else "rules"
+        return named("rules", self._content)
 
     async def check(self) -> None:
         """Returns at once: rules are always there."""
@@ -47,7 +47,7 @@ class RulesJudge:
         conditions.
         """
         feedback = self._rule_feedback(task, example, conversation, verdict, key)
-        if self._is_content_free and feedback.usable:
+        if self._content == CONTENT_FREE and feedback.usable:
             feedback = content_free_control(task, example, key)
         return self._outcomes.feedback(feedback)
 

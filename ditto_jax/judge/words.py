@@ -15,6 +15,7 @@ from ditto_jax.tasks.base import Task
 from ditto_jax.types import Example, Feedback, Outcome
 
 CONTENT_FREE = "content_free"
+SHUFFLED = "shuffled"
 
 
 def call_rng(key: SampleId, purpose: str) -> random.Random:
@@ -30,3 +31,8 @@ def screened_feedback(task: Task[Any], example: Example, text: str, judge: str) 
 def content_free_control(task: Task[Any], example: Example, key: SampleId) -> Feedback:
     """Returns feedback of the control arm: words that say only that the draft is wrong."""
     return screened_feedback(task, example, content_free_feedback(call_rng(key, CONTENT_FREE)), judge=CONTENT_FREE)
+
+
+def named(judge: str, content: str) -> str:
+    """Returns the identity of a judge, with the control arm if its words are not what refined rollouts are told."""
+    return f"{judge}+{content}" if content in (CONTENT_FREE, SHUFFLED) else judge

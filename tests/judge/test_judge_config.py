@@ -39,7 +39,7 @@ SECRET = "sk-proj-0123456789"
         ({"temperature": -0.1}, "judge.temperature=-0.1"),
         ({"temperature": float("nan")}, "judge.temperature=nan"),
         ({"max_error_rate": 1.5}, "judge.max_error_rate=1.5"),
-        ({"feedback_content": "none"}, "full, content_free"),
+        ({"feedback_content": "none"}, "full, content_free, shuffled"),
         ({"response_format": "xml"}, "json_schema, json_object, none"),
         ({"max_tokens_parameter": "limit"}, "max_completion_tokens"),
     ],
