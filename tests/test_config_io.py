@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ditto_jax.ablation.config import AblationConfig
 from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig, SourceConfig, TaskConfig, TrainConfig
 from ditto_jax.config_io import explain, find_config, flatten, load_config, merge, to_plain, to_yaml
 from ditto_jax.errors import ConfigError, MissingInputError
@@ -28,7 +29,8 @@ def write(folder: Path, name: str, text: str) -> str:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_loads_and_round_trips(preset, tmp_path):
-    cls = SFTConfig if "stages" in yaml.safe_load(preset.read_text()) else RunConfig
+    keys = yaml.safe_load(preset.read_text())
+    cls = SFTConfig if "stages" in keys else AblationConfig if "arms" in keys else RunConfig
     config, origin = load_config(cls, [str(preset)])
     assert set(origin.values()) == {str(preset)}
     again, _ = load_config(cls, [write(tmp_path, "resolved.yaml", to_yaml(config))])
