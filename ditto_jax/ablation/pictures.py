@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ditto_jax.svg import SERIES, ink, panels, standalone, step_axis, to_svg
 
@@ -37,7 +38,7 @@ def picture(results: Mapping[str, Any]) -> str:
     gap.set_ylabel("reward: with feedback minus without")
     handles, names = by_update.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, handlelength=3.2)
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, handlelength=3.2, labelcolor=ink("ink"))
     return standalone(to_svg(figure, "ablation", _in_words(results)))
 
 
@@ -67,6 +68,7 @@ def _finals(axes: Axes, arms: Mapping[str, Any], place: str, styles: Mapping[str
     axes.set_yticks(range(len(names)), _shortened(names[::-1]))
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlabel(f"score at {place}, 95 % interval")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.grid(True, axis="x")
 
 

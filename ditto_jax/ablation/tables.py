@@ -17,9 +17,12 @@ _ABSENT = "–"
 
 
 def headers_and_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns the main table: one row an arm, in the order of the configuration."""
+    """Returns the main table: one row an arm, in the order of the configuration.
+
+    gap: teacher-student gap over the first and over the last tenth of the run. collapsed: how many runs did.
+    """
     collapsed = {(entry["arm"], entry["seed"]) for entry in results["collapsed"]}
-    headers = ["arm", "seeds", "start", *results["places"], "samples an update", "gap, first to last", "collapsed"]
+    headers = ["arm", "seeds", "start", *results["places"], "samples/update", "gap", "collapsed"]
     rows = []
     for name, arm in results["arms"].items():
         rows.append(
@@ -97,7 +100,7 @@ def _title(results: Mapping[str, Any]) -> str:
 def _print_table(console: Console, title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=SIMPLE_HEAD)
     for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index == 0 else "right")
+        table.add_column(header, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
