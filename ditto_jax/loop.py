@@ -158,7 +158,7 @@ class Trainer:
 
     def _packed(self, views: Sequence[View], members: list[list[int]], advantages: AdvantageResult) -> TrainBatch:
         weights, valid, live = advantages.weights, advantages.row_valid, advantages.row_live
-        return pack(views, members, weights, valid, self.shapes, self.scoring.columns, live)
+        return pack(views, members, weights, valid, self.shapes, self.scoring.columns, live, advantages.row_weight)
 
     def _pass_weights(self) -> PassWeights:
         average = None if self.state.average is None else self.weights.whole(self.state.average)

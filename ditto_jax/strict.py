@@ -69,13 +69,13 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"{dotted}={first.get('input')!r}: {first['msg']}") from None
 
 
-def _keys_of(location: tuple[str | int, ...], values: Any, is_missing: bool) -> list[str]:
+def _keys_of(location: tuple[Any, ...], values: Any, is_missing: bool) -> list[str]:
     """Returns the parts of an error's location that are keys of `values`: pydantic adds the types that it tried."""
-    keys = []
+    keys: list[str] = []
+    inner: Any = values
     for part in location:
-        is_key = isinstance(values, Mapping) and part in values
-        is_index = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
-        if is_key or is_index:
-            values = values[part]
+        is_index = isinstance(inner, list | tuple) and isinstance(part, int) and part < len(inner)
+        if is_index or (isinstance(inner, Mapping) and part in inner):
+            inner = inner[part]
             keys.append(str(part))
     return [*keys, str(location[-1])] if is_missing else keys

@@ -129,6 +129,7 @@ def test_no_setting_is_without_effect_somewhere():
         "mismatch_high": ("sdft", 3.0),
         "anchor": ("grpo", "behaviour"),
         "keep": ("ditto_no_fb", "best"),
+        "reflection_sees": ("erl", "words"),
         "response_length": ("dr_grpo", 9),
         "overlong_buffer": ("dapo", 9),
     }

@@ -50,6 +50,10 @@ def mine(*terms: Term, pools: tuple[Pool, ...] = (), **settings) -> Objective:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: dataclasses.replace(DITTO, refinement=Refinement(reflection_sees="words")),
+            "reflection_sees='words' has no effect while the judge writes",
+        ),
         (lambda: Pool((DRAFT,), min_size=1), "min_size=1: must be at least 2: a pool of one.* 2 works"),
         (lambda: Pool((PLAIN,), key="parent"), "one rollout a draft, and a pool of one .* key='prompt'"),
         (lambda: Pool((DRAFT,), centre="parent"), "has drafts, which answer to no other; .* centre='mean'"),

@@ -38,7 +38,8 @@ def picture(results: Mapping[str, Any]) -> str:
     gap.set_ylabel("reward: with feedback minus without")
     handles, names = by_update.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, handlelength=3.2, labelcolor=ink("ink"))
+        style = {"frameon": False, "handlelength": 3.2, "labelcolor": ink("ink")}
+        figure.legend(handles, names, loc="outside lower center", ncols=4, **style)
     return standalone(to_svg(figure, "ablation", _in_words(results)))
 
 

@@ -23,6 +23,7 @@ from ditto_jax.objective.objective import (
     Denominator,
     Kept,
     Objective,
+    Seen,
     TeacherWeights,
     Truncated,
 )
@@ -44,8 +45,8 @@ class ObjectiveConfig:
     name: an entry of `OBJECTIVES`; with `terms` (and `pools`) it names an objective of the run's own.
     feedback_coef multiplies the coefficient of terms on the hinted policy alone (REFINED_FB), teacher_coef that of
     terms with a teacher. mismatch_low, mismatch_high: limits of `mismatch`. teacher, teacher_rate: whose weights, and
-    the rate of a moving average. words, keep, draft_feedback: see `Refinement`. dual_clip, neg_floor, token_floor,
-    clip and is_clip may be null for none, mismatch "none".
+    the rate of a moving average. words, reflection_sees, keep, draft_feedback: see `Refinement`. dual_clip,
+    neg_floor, token_floor, clip and is_clip may be null for none, mismatch "none".
     """
 
     name: str = "ditto"
@@ -85,6 +86,7 @@ class ObjectiveConfig:
     teacher: TeacherWeights | Preset = PRESET
     teacher_rate: float | Preset = PRESET
     words: Author | Preset = PRESET
+    reflection_sees: Seen | Preset = PRESET
     keep: Kept | Preset = PRESET
     draft_feedback: str = PRESET
 
@@ -107,7 +109,7 @@ _MISMATCH = ("mismatch", "mismatch_low", "mismatch_high")
 _LOSS = ("epsilon", "epsilon_high", "dual_clip", "gamma", "alpha", "top_k", "tail", "is_clip")
 _OBJECTIVE = ("denominator", "counted_rows", "aggregation", "truncated", "anchor", "per_prompt_equal")
 _LENGTHS = ("response_length", "overlong_buffer")
-_REFINEMENT = ("words", "keep", "draft_feedback")
+_REFINEMENT = ("words", "reflection_sees", "keep", "draft_feedback")
 
 
 def make_objective(config: ObjectiveConfig) -> Objective:

@@ -106,6 +106,9 @@ def _check_words(objective: Objective) -> None:
     if objective.refinement.words == "policy" and ViewRole.CRITIQUE in objective.views:
         problem = "role CRITIQUE is in no view while the policy writes the feedback (words='policy')"
         _fail(objective, problem, "Refinement(words='judge') works")
+    if objective.refinement.words == "judge" and objective.refinement.reflection_sees != "score":
+        problem = "reflection_sees='words' has no effect while the judge writes the feedback (words='judge')"
+        _fail(objective, problem, "reflection_sees='score' works, or Refinement(words='policy')")
     for pool in objective.pools:
         if ViewRole.CRITIQUE in (*pool.roles, *pool.counted_roles):
             problem = f"pool {role_names(pool.roles)} counts role CRITIQUE, whose rows no judge scores"
