@@ -33,7 +33,9 @@ from tests.tiny_policy import CONFIG, params, quick_compilation, some_ids
 
 TEMPERATURE, PROMPTS, K, VOCABULARY = 0.8, 4, 4, CONFIG.vocab_size
 _JOINT = (ViewRole.DRAFT, ViewRole.REFINED_PLAIN)
-SHAPES = batch_shapes(PROMPTS, 4, 2, lanes=2, prefix=(8, 16), suffix=(24, 48))
+_LENGTHS: Any = {"lanes": 2, "prefix": (8, 16), "suffix": (24, 48)}
+SHAPES = batch_shapes(PROMPTS, 4, 2, **_LENGTHS)
+DIVISIBLE = batch_shapes(PROMPTS, 4, 4, **_LENGTHS)  # micro-batches that four devices can share
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,7 +113,8 @@ def at(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def scoring(wanted: Objective, updates: int = 2, sizes: Sizes = ONE) -> Scoring:
     config = UpdateConfig(CONFIG, wanted, temperature=TEMPERATURE, logprob_chunk=16)
-    return Scoring(config, columns_of(wanted, VOCABULARY, updates), SHAPES, mesh_of(sizes))
+    shapes = SHAPES if sizes == ONE else DIVISIBLE
+    return Scoring(config, columns_of(wanted, VOCABULARY, updates), shapes, mesh_of(sizes))
 
 
 def filled(
@@ -323,9 +326,8 @@ def test_the_comparison_notices_a_teacher_that_is_one_token_off():
 
 def packed(views: list[View], columns: Columns) -> TrainBatch:
     weights = np.random.default_rng(6).normal(size=len(views)).astype(np.float32)
-    shapes = batch_shapes(PROMPTS, 4, PROMPTS, lanes=2, prefix=(8, 16), suffix=(24, 48))
     members = list(by_prompt(views).values())
-    return pack(views, members, weights, np.ones(len(views), bool), shapes, columns)
+    return pack(views, members, weights, np.ones(len(views), bool), DIVISIBLE, columns)
 
 
 def gradient_on(wanted: Objective, batch: TrainBatch, sizes: Sizes = ONE) -> tuple[float, Any]:
@@ -383,9 +385,8 @@ def dense_loss(wanted: Objective, views: list[View], weights: np.ndarray):
     return loss
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_the_gradient_of_all_terms_together_is_that_of_dense_rows(alpha):
-    wanted = objective(Kl(alpha=alpha, top_k=K))
+def test_the_gradient_of_all_terms_together_is_that_of_dense_rows():
+    wanted = objective(Kl(alpha=0.5, top_k=K))
     views, _ = filled(wanted)
     # Anchors off the current weights, so that ratios and their limits take part.
     views = [
