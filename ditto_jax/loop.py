@@ -25,7 +25,7 @@ from ditto_jax.advantages import AdvantageResult, RowTable, assign
 from ditto_jax.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
-from ditto_jax.errors import DittoError, Preempted
+from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError, Preempted
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.evaluation_run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
@@ -98,6 +98,7 @@ class Trainer:
             refined = await refined_rollouts(sampling, judge, prompts, drafts)
         self.parts.engine.sampler.release()
         rollouts = [*drafts, *refined]
+        self.parts.require_budget()
         _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
         with watch.phase("pack"):
             views = views_of(rollouts, self.objective.views)
@@ -231,6 +232,17 @@ def _status_on_failure(run: RunDirectory, trainer: Trainer):
         raise
 
 
+@contextlib.contextmanager
+def _saved_on_stop(trainer: Trainer, saved: Checkpoints):
+    """Around a step: one that ends for want of a judge or of money leaves what earlier steps learned on disk."""
+    try:
+        yield
+    except (BudgetSpentError, JudgeUnavailableError):
+        if trainer.done_steps > (saved.latest_step() or 0):
+            saved.save(trainer.done_steps, trainer.state, trainer.meta())
+        raise
+
+
 def train(config: RunConfig, command: list[str]) -> Path:
     """Trains a run to its end, or continues it; returns the run directory.
 
@@ -276,7 +288,8 @@ def _run_steps(
     _evaluate_if_due(trainer, run, progress, runner)
     while trainer.done_steps < last:
         watch = Stopwatch()
-        with profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps):
+        traced = profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps)
+        with traced, _saved_on_stop(trainer, saved):
             metrics, rows = runner.run(trainer.step(watch))
         number = trainer.done_steps
         with watch.phase("write"):

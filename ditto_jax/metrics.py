@@ -19,8 +19,9 @@ from ditto_jax.types import Rollout, RolloutRole
 
 
 def is_timing(name: str) -> bool:
-    """True for metrics that depend on the machine and not on what was learned."""
-    return name.startswith("time/") or name.endswith("_per_s") or "latency" in name
+    """True for metrics that depend on the machine, the network or an earlier run and not on what was learned."""
+    by_luck = ("_per_s", "/cache_hits", "/hedges", "/cost", "/waited_s")
+    return name.startswith("time/") or name.endswith(by_luck) or "latency" in name
 
 
 class Stopwatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -20,6 +21,7 @@ from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.desk import JudgeDesk
+from ditto_jax.judge.hub import Hub
 from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
@@ -42,6 +44,7 @@ class Parts:
     judge: JudgeDesk
     judges: Judges
     partners: Partners
+    hub: Hub
     evaluation: tuple[LoadedTask, ...]
     skipped: Mapping[str, str]
 
@@ -54,6 +57,11 @@ class Parts:
         """Closes all connections."""
         await self.judges.aclose()
         await self.partners.aclose()
+        self.hub.close()
+
+    def require_budget(self) -> None:
+        """Returns nothing; raises BudgetSpentError if a judge or partner was not asked because a budget is spent."""
+        self.hub.require_budget()
 
     def counters(self) -> dict[str, float]:
         """Cumulative counts and costs of judges (`judge/…`) and partners (`partner/…`)."""
@@ -82,14 +90,14 @@ def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[t
     return tuple(loaded), skipped
 
 
-def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
+def _desk(config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, **changes: Any) -> JudgeDesk:
     """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
     made: dict[JudgeConfig, Judge] = {}
 
     def one(settings: JudgeConfig) -> Judge:
         settings = dataclasses.replace(settings, **changes)
         if settings not in made:
-            made[settings] = make_judge(settings)
+            made[settings] = make_judge(settings, hub)
         return made[settings]
 
     scorers, coaches = {}, {}
@@ -143,11 +151,12 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         quantization=config.quantization,
         attention=config.attention,
     )
-    judge = _desk(config, [*training, *evaluation])
+    hub = Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
+    judge = _desk(config, [*training, *evaluation], hub)
     content_free = None
     if config.evaluation.with_feedback:
-        content_free = _desk(config, evaluation, feedback_content="content_free")
-    partners = RoleBook(config.partner, config.endpoints)
+        content_free = _desk(config, evaluation, hub, feedback_content="content_free")
+    partners = RoleBook(config.partner, config.endpoints, hub)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(
             "sampler.max_new_tokens=%d is below rollout.max_completion_length=%d: single replies end at the former",
@@ -168,7 +177,8 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         raise ConfigError(f"evaluation.tasks: {_listed(skipped | too_long)}")
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
-    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped | too_long)
+    judges = Judges(judge, content_free)
+    return Parts(mesh, policy, engine, judge, judges, partners, hub, evaluation, skipped | too_long)
 
 
 def _with_room(

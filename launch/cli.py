@@ -38,6 +38,7 @@ VERBS = {
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
+    "cache": Verb("say what a cache of judge replies holds, merge caches, or prune one", "launch.cache:main"),
     "data": Verb("fetch the released rows at a pinned revision, or check what was fetched", "launch.data:main"),
     "doctor": Verb(
         "say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"
@@ -55,6 +56,7 @@ _EXAMPLES = """\
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export --run runs/quickstart --output exported --merged
   ditto-jax report runs/quickstart
+  ditto-jax cache stats runs/quickstart/judge_cache.sqlite
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows
   ditto-jax doctor"""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import FEEDBACK_ROLE, EndpointConfig, JudgeConfig, RoleConfig
 
+if TYPE_CHECKING:
+    from ditto_jax.judge.hub import Hub
+
 __all__ = ["Judge", "JudgeConfig", "feedback_judge", "make_judge"]
 
 
-def make_judge(config: JudgeConfig) -> Judge:
-    """Returns the judge that `config` describes, not yet checked or connected.
+def make_judge(config: JudgeConfig, hub: Hub | None = None) -> Judge:
+    """Returns the judge that `config` describes, not yet checked or connected. hub: what the judges of a run share.
 
     Raises ConfigError or MissingInputError if the environment lacks what the settings name.
     """
@@ -20,7 +24,7 @@ def make_judge(config: JudgeConfig) -> Judge:
     if config.kind == "openai":
         from ditto_jax.judge.openai import OpenAIJudge
 
-        return OpenAIJudge(config)
+        return OpenAIJudge(config, hub=hub)
     from ditto_jax.judge.rules import RulesJudge
 
     return RulesJudge(config)
