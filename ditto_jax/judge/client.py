@@ -376,6 +376,9 @@ def parse_completion(completion: Completion, reply_model: type[ReplyT], where: s
     """Returns the reply that a completion holds; raises RefusedFailure or UnparsableFailure if it holds none."""
     if completion.refusal:
         raise RefusedFailure(completion.refusal)
+    if completion.is_cut_off and "</think>" in completion.text:
+        # The end of thoughts may be a quotation from the policy's text, and what follows it as well.
+        raise UnparsableFailure(f"the reply was cut off among its thoughts: raise {where}.max_tokens")
     try:
         return parse_reply(completion.text, reply_model)
     except Unparsable as error:
