@@ -106,6 +106,7 @@ class Trainer:
             batches = self._batches(views, advantages, number)
             packed = sum((token_counts(batch) for batch in batches), TokenCounts(0, 0, 0, 0))
         update_metrics = self._apply(batches, watch)
+        second = await self.parts.second_opinions()
         self.position += len(prompts)
         self.done_steps = number
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
@@ -118,9 +119,10 @@ class Trainer:
             **advantages.metrics,
             **update_metrics,
             "train/real_token_fraction": packed.real_fraction,
+            **second.metrics,
             **self.ledger,
         }
-        return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
+        return metrics, rollout_rows(number, prompts, rollouts, views, advantages, second.verdicts)
 
     def _batches(self, views: Sequence[View], advantages: AdvantageResult, number: int) -> list[TrainBatch]:
         """Returns one batch per optimiser update; the rows of a prompt stay together (feedback-methods 8.5, rule 4)."""
@@ -156,11 +158,14 @@ class Trainer:
 
     def meta(self) -> dict[str, Any]:
         """Host state that a checkpoint carries beside the arrays."""
-        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger}
+        recent = [] if self.parts.shadow is None else list(self.parts.shadow.recent)
+        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger, "shadow": recent}
 
     def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
         self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
         self.ledger = dict(meta["ledger"])
+        if self.parts.shadow is not None:
+            self.parts.shadow.recent.extend(meta.get("shadow", []))
 
 
 def _batch_shapes(config: RunConfig, parts: Parts) -> BatchShapes:

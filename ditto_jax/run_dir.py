@@ -36,7 +36,7 @@ _OF_ENDPOINTS = (
 )
 _MAY_DIFFER = (
     *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
-    *(f"{part}.{name}" for part in ("judge", "partner", "endpoints") for name in _OF_ENDPOINTS),
+    *(f"{part}.{name}" for part in ("judge", "shadow", "partner", "endpoints") for name in _OF_ENDPOINTS),
     "judge.max_error_rate",
 )
 

@@ -19,9 +19,11 @@ from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluate import Judges
 from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
-from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.config import JudgeConfig, ShadowConfig
 from ditto_jax.judge.desk import JudgeDesk
+from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.hub import Hub
+from ditto_jax.judge.shadow import SecondOpinions, Shadow
 from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
@@ -43,19 +45,24 @@ class Parts:
     engine: Engine
     judge: JudgeDesk
     judges: Judges
+    shadow: Shadow | None
     partners: Partners
     hub: Hub
     evaluation: tuple[LoadedTask, ...]
     skipped: Mapping[str, str]
 
     async def check(self) -> None:
-        """Raises JudgeUnavailableError if judge or partners cannot be asked."""
+        """Raises JudgeUnavailableError if judges or partners cannot be asked."""
         await self.judge.check()
+        if self.shadow is not None:
+            await self.shadow.check()
         await self.partners.check()
 
     async def aclose(self) -> None:
         """Closes all connections."""
         await self.judges.aclose()
+        if self.shadow is not None:
+            await self.shadow.aclose()
         await self.partners.aclose()
         self.hub.close()
 
@@ -64,9 +71,18 @@ class Parts:
         self.hub.require_budget()
 
     def counters(self) -> dict[str, float]:
-        """Cumulative counts and costs of judges (`judge/…`) and partners (`partner/…`)."""
-        judged = {f"judge/{name}": value for name, value in self.judge.counters().items()}
-        return {**judged, **{f"partner/{name}": value for name, value in self.partners.counters().items()}}
+        """Cumulative counts and costs of judges (`judge/…`), partners (`partner/…`) and the shadow (`shadow/…`)."""
+        parts = {"judge": self.judge, "partner": self.partners, "shadow": self.shadow}
+        return {
+            f"{area}/{name}": value
+            for area, part in parts.items()
+            if part is not None
+            for name, value in part.counters().items()
+        }
+
+    async def second_opinions(self) -> SecondOpinions:
+        """Returns what the shadow judge thinks of the rollouts since the last call; nothing where there is none."""
+        return SecondOpinions() if self.shadow is None else await self.shadow.settle()
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -90,7 +106,17 @@ def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[t
     return tuple(loaded), skipped
 
 
-def _desk(config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, **changes: Any) -> JudgeDesk:
+def _shadow(config: ShadowConfig, hub: Hub) -> Shadow | None:
+    if config.kind != "openai":
+        return None
+    from ditto_jax.judge.client import ChatClient  # rules need no HTTP stack
+
+    return Shadow(config, ChatClient(config, resolve_endpoint(config), hub=hub))
+
+
+def _desk(
+    config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, shadow: Shadow | None = None, **changes: Any
+) -> JudgeDesk:
     """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
     made: dict[JudgeConfig, Judge] = {}
 
@@ -108,7 +134,7 @@ def _desk(config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, **changes: A
         scorers[loaded.task] = one(settings)
         by_rules = loaded.config.feedback.by == "rules"
         coaches[loaded.task] = one(JudgeConfig() if by_rules else feedback_judge(settings, config.endpoints))
-    return JudgeDesk(one(config.judge), scorers, coaches)
+    return JudgeDesk(one(config.judge), scorers, coaches, shadow)
 
 
 def check_held_out(train: Sequence[LoadedTask], held_out: Sequence[LoadedTask]) -> None:
@@ -152,7 +178,8 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         attention=config.attention,
     )
     hub = Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
-    judge = _desk(config, [*training, *evaluation], hub)
+    shadow = _shadow(config.shadow, hub) if training else None
+    judge = _desk(config, [*training, *evaluation], hub, shadow)
     content_free = None
     if config.evaluation.with_feedback:
         content_free = _desk(config, evaluation, hub, feedback_content="content_free")
@@ -178,7 +205,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
     judges = Judges(judge, content_free)
-    return Parts(mesh, policy, engine, judge, judges, partners, hub, evaluation, skipped | too_long)
+    return Parts(mesh, policy, engine, judge, judges, shadow, partners, hub, evaluation, skipped | too_long)
 
 
 def _with_room(

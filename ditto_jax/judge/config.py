@@ -1,7 +1,7 @@
-"""Settings → endpoints, judge and partners: which model, where it is, how long and how often it may be asked.
+"""Settings → endpoints, judges and partners: which model, where it is, how long and how often it may be asked.
 
-In: values from YAML and flags (`judge.*`, `partner.*`, `endpoints`). Out: checked, immutable, serialisable records that
-`make_judge` and `make_partners` turn into what they describe. Holds no secret: a key is named by its environment
+In: values from YAML and flags (`judge.*`, `partner.*`, `shadow.*`, `endpoints`). Out: checked, immutable, serialisable
+records that `make_judge` and the like turn into what they describe. Holds no secret: a key is named by its environment
 variable. Reads no environment and opens no connection.
 """
 
@@ -19,6 +19,7 @@ from ditto_jax.errors import ConfigError
 
 Kind = Literal["rules", "openai"]
 PartnerKind = Literal["scripted", "openai"]
+ShadowKind = Literal["none", "openai"]
 FeedbackContent = Literal["full", "content_free"]
 ResponseFormat = Literal["json_schema", "json_object", "none"]
 MaxTokensParameter = Literal["max_tokens", "max_completion_tokens"]
@@ -206,6 +207,32 @@ class RoleConfig(PartnerConfig):
             raise ConfigError("endpoints.roles: name at least one role, for example [narrator] or [feedback]")
         if FEEDBACK_ROLE in self.roles and self.kind != "openai":
             raise ConfigError(f"endpoints.kind={self.kind}: the role 'feedback' needs kind: openai")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShadowConfig(EndpointConfig):
+    """A second judge, which scores some rollouts of training again; other fields are those of every endpoint.
+
+    kind: "none" (default), or "openai", which asks the endpoint.
+    fraction: of the rollouts that are scored again. Those whose score comes from rules are not compared.
+    max_divergence: the alarm sounds when the scores of the last `window` pairs differ by more than this on average.
+    """
+
+    where: ClassVar[str] = "shadow"
+    kinds: ClassVar[tuple[str, ...]] = get_args(ShadowKind)
+
+    kind: ShadowKind = "none"
+    fraction: float = 0.1
+    window: int = 64
+    max_divergence: float = 0.25
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_at_least("shadow.window", self.window, 1, example=64)
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"shadow.fraction={self.fraction}: must be above 0 and at most 1; 0.1 works")
+        if not (math.isfinite(self.max_divergence) and self.max_divergence >= 0):
+            raise ConfigError(f"shadow.max_divergence={self.max_divergence}: must be at least 0; 0.25 works")
 
 
 def check_base_url(url: str, where: str) -> None:
