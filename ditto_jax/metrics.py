@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ditto_jax.judge_failures import failure_counts
 from ditto_jax.rollout import outcome_counts, refers_to_guidance, was_abandoned
 from ditto_jax.types import Rollout, RolloutRole
 
@@ -72,6 +73,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[
         "feedback/gate_rate": sum(r.feedback is not None for r in drafted) / max(1, len(drafted)),
         "feedback/refined_count": len(refined_from),
         **outcome_counts(rollouts),
+        **failure_counts(rollouts),
     }
     if len(drafts):
         metrics["reward"] = float(drafts.mean())
