@@ -29,6 +29,7 @@ from ditto_jax.config_io import flatten, read_yaml, to_yaml
 from ditto_jax.errors import RunDirectoryError
 
 # Settings that may differ between a run and its resumption: they change how it is run, not what is learned.
+_ENDPOINTS = ("judge", "judge.members", "shadow", "partner", "endpoints")
 _OF_ENDPOINTS = (
     *("base_url", "api_key_env", "api_key_command", "api_key_file", "max_concurrent", "max_rpm", "max_tpm"),
     *("timeout_s", "max_retries", "unparsable_retries", "hedge_percentile", "outage_after", "max_outage_s"),
@@ -36,7 +37,7 @@ _OF_ENDPOINTS = (
 )
 _MAY_DIFFER = (
     *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
-    *(f"{part}.{name}" for part in ("judge", "shadow", "partner", "endpoints") for name in _OF_ENDPOINTS),
+    *(f"{part}.{name}" for part in _ENDPOINTS for name in _OF_ENDPOINTS),
     "judge.max_error_rate",
 )
 

@@ -17,7 +17,8 @@ import pydantic
 
 from ditto_jax.errors import ConfigError
 
-Kind = Literal["rules", "openai"]
+Kind = Literal["rules", "openai", "python", "ensemble"]
+MemberKind = Literal["rules", "openai", "python"]
 PartnerKind = Literal["scripted", "openai"]
 ShadowKind = Literal["none", "openai"]
 FeedbackContent = Literal["full", "content_free"]
@@ -158,10 +159,27 @@ class EndpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemberConfig(EndpointConfig):
+    """One judge of an ensemble; other fields are those of every endpoint. kind, function: as for a judge alone."""
+
+    where: ClassVar[str] = "judge.members"
+    kinds: ClassVar[tuple[str, ...]] = get_args(MemberKind)
+
+    kind: MemberKind = "openai"
+    function: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_function(self.where, self.kind, self.function)
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeConfig(EndpointConfig):
     """Which judge assesses drafts and writes feedback; other fields are those of every endpoint.
 
-    kind: "rules" is embedded and needs nothing; "openai" asks the endpoint.
+    kind: "rules" is embedded and needs nothing; "openai" asks the endpoint; "python" calls a function on whole groups;
+        "ensemble" takes the mean of its members.
+    function: "path.py:my_judge" for kind "python". members: the judges of an ensemble, of which the first writes words.
     feedback_content: "content_free" is the control arm: words that say only that the draft is wrong.
     max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
     """
@@ -170,11 +188,18 @@ class JudgeConfig(EndpointConfig):
     kinds: ClassVar[tuple[str, ...]] = get_args(Kind)
 
     kind: Kind = "rules"
+    function: str | None = None
+    members: tuple[MemberConfig, ...] = ()
     feedback_content: FeedbackContent = "full"
     max_error_rate: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
+        _check_function("judge", self.kind, self.function)
+        if self.kind == "ensemble" and len(self.members) < 2:
+            raise ConfigError(
+                f"judge.members: an ensemble of {len(self.members)}; list at least two under judge.members"
+            )
         _check_choice("judge.feedback_content", self.feedback_content, get_args(FeedbackContent))
         if not 0 <= self.max_error_rate <= 1:
             raise ConfigError(f"judge.max_error_rate={self.max_error_rate}: is a fraction from 0 to 1; 0.5 works")
@@ -250,6 +275,11 @@ def check_base_url(url: str, where: str) -> None:
     if parts.path.rstrip("/").endswith("/chat/completions"):
         short = url.rstrip("/").removesuffix("/chat/completions")
         raise ConfigError(f"{where}={url!r}: the path /chat/completions is added to it; set it to {short}")
+
+
+def _check_function(where: str, kind: str, function: str | None) -> None:
+    if kind == "python" and ".py:" not in (function or ""):
+        raise ConfigError(f"{where}.function={function!r}: {where}.kind=python needs one, as in path.py:my_judge")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

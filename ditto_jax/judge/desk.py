@@ -11,7 +11,7 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
-from ditto_jax.judge.base import Judge
+from ditto_jax.judge.base import GroupJudge, Judge
 from ditto_jax.judge.shadow import Shadow
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
@@ -48,6 +48,18 @@ class JudgeDesk:
     async def check(self) -> None:
         for judge in self._all():
             await judge.check()
+
+    def expect(self, task: Task[Any], key: SampleId) -> None:
+        """Tells whoever scores a task's rollouts by the group that one will be scored."""
+        scorer = self._scorers.get(task, self._default)
+        if isinstance(scorer, GroupJudge):
+            scorer.expect(task, key)
+
+    def withdraw(self, task: Task[Any], key: SampleId) -> None:
+        """Tells the same judge that it will not be scored after all."""
+        scorer = self._scorers.get(task, self._default)
+        if isinstance(scorer, GroupJudge):
+            scorer.withdraw(task, key)
 
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
         verdict = await self._scorers.get(task, self._default).score(task, example, conversation, key)
