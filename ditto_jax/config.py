@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
+from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig, ShadowConfig
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
 from ditto_jax.slot_shapes import SamplerShapes
@@ -215,6 +215,7 @@ class RunConfig:
     sampler: SamplerShapes = dataclasses.field(default_factory=SamplerShapes)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    shadow: ShadowConfig = dataclasses.field(default_factory=ShadowConfig)
     partner: PartnerConfig = dataclasses.field(default_factory=PartnerConfig)
     endpoints: tuple[RoleConfig, ...] = ()  # for single roles: narrator, next_speaker, feedback …
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

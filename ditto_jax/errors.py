@@ -57,6 +57,12 @@ class GateFailed(DittoError):
     exit_code = 4
 
 
+class BudgetSpentError(DittoError):
+    """A `max_cost` is reached; the state is saved, and the same command with a larger one continues."""
+
+    exit_code = 5
+
+
 class Preempted(DittoError):
     """SIGTERM arrived; the state is saved and the same command continues."""
 

@@ -44,6 +44,7 @@ async def evaluate_tasks(
         result = await evaluate_task(loaded, parts.engine, params, evaluation, parts.judges, config.seed, step)
         # Nothing that an evaluation left on the device may touch what is sampled next: a resumed run skips it.
         parts.engine.sampler.release()
+        parts.require_budget()
         write_evaluation(run, result, step)
         records.append(result.record)
     return records

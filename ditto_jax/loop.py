@@ -26,7 +26,7 @@ from ditto_jax.batch import TokenCounts, TrainBatch, by_prompt, pack, token_coun
 from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.contexts import Contexts
-from ditto_jax.errors import DittoError, Preempted
+from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError, Preempted
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.evaluation_run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
@@ -116,6 +116,7 @@ class Trainer:
         with watch.phase("refine"):
             rollouts = await second_attempts(sampling, judge, prompts, drafts, self.objective, below)
         self.parts.engine.sampler.release()
+        self.parts.require_budget()
         _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
         with watch.phase("pack"):
             contexts = Contexts(prompts, self.parts.policy.chat_format, room)
@@ -129,6 +130,7 @@ class Trainer:
             batches = [self._packed(views, members, advantages) for members in updates]
             packed = sum((token_counts(batch) for batch in batches), TokenCounts(0, 0, 0, 0))
         update_metrics = self._apply(batches, watch)
+        second = await self.parts.second_opinions()
         self.position += len(prompts)
         self.done_steps = number
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
@@ -142,9 +144,10 @@ class Trainer:
             **scored,
             **update_metrics,
             "train/real_token_fraction": packed.real_fraction,
+            **second.metrics,
             **self.ledger,
         }
-        return metrics, rollout_rows(number, prompts, rollouts, views, advantages)
+        return metrics, rollout_rows(number, prompts, rollouts, views, advantages, second.verdicts)
 
     def _updates(self, views: Sequence[View], number: int) -> list[list[list[int]]]:
         """Returns for each optimiser update the views of its prompts; those of a prompt stay together
@@ -183,11 +186,14 @@ class Trainer:
 
     def meta(self) -> dict[str, Any]:
         """Host state that a checkpoint carries beside the arrays."""
-        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger}
+        recent = [] if self.parts.shadow is None else list(self.parts.shadow.recent)
+        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger, "shadow": recent}
 
     def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
         self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
         self.ledger = dict(meta["ledger"])
+        if self.parts.shadow is not None:
+            self.parts.shadow.recent.extend(meta.get("shadow", []))
 
 
 def _batch_shapes(config: RunConfig, parts: Parts, objective: Objective) -> BatchShapes:
@@ -260,6 +266,17 @@ def _status_on_failure(run: RunDirectory, trainer: Trainer):
         raise
 
 
+@contextlib.contextmanager
+def _saved_on_stop(trainer: Trainer, saved: Checkpoints):
+    """Around a step: one that ends for want of a judge or of money leaves what earlier steps learned on disk."""
+    try:
+        yield
+    except (BudgetSpentError, JudgeUnavailableError):
+        if trainer.done_steps > (saved.latest_step() or 0):
+            saved.save(trainer.done_steps, trainer.state, trainer.meta())
+        raise
+
+
 def train(config: RunConfig, command: list[str], objective: Objective | None = None) -> Path:
     """Trains a run to its end, or continues it; returns the run directory. objective: in place of the one that the
     configuration names, for methods of your own; a run is continued with the same.
@@ -308,7 +325,8 @@ def _run_steps(
     _evaluate_if_due(trainer, run, progress, runner)
     while trainer.done_steps < last:
         watch = Stopwatch()
-        with profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps):
+        traced = profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps)
+        with traced, _saved_on_stop(trainer, saved):
             metrics, rows = runner.run(trainer.step(watch))
         number = trainer.done_steps
         with watch.phase("write"):

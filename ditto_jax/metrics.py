@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ditto_jax.judge_failures import failure_counts
 from ditto_jax.rollout import judges_verdicts, outcome_counts, refers_to_guidance, reflection_counts, was_abandoned
 from ditto_jax.types import Rollout, RolloutRole
 
 
 def is_timing(name: str) -> bool:
-    """True for metrics that depend on the machine and not on what was learned."""
-    return name.startswith("time/") or name.endswith("_per_s") or "latency" in name
+    """True for metrics that depend on the machine, the network or an earlier run and not on what was learned."""
+    by_luck = ("_per_s", "/cache_hits", "/hedges", "/cost", "/waited_s")
+    return name.startswith("time/") or name.endswith(by_luck) or "latency" in name
 
 
 class Stopwatch:
@@ -73,6 +75,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], labels: Sequence[str]) -> dict[
         "feedback/refined_count": len(refined_from),
         **outcome_counts(rollouts),
         **reflection_counts(rollouts),
+        **failure_counts(rollouts),
     }
     if len(reflected := _scores(rollouts, RolloutRole.REFLECTION)):
         metrics["reflections/reward"] = float(reflected.mean())

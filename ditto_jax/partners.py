@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
+from ditto_jax.judge.cache import CallName
 from ditto_jax.judge.config import FEEDBACK_ROLE, PartnerConfig, RoleConfig
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.words import call_rng
@@ -23,8 +24,11 @@ from ditto_jax.types import Chat, Example, FinishReason, Outcome, Reply
 
 if TYPE_CHECKING:
     from ditto_jax.judge.client import ChatClient
+    from ditto_jax.judge.hub import Hub
 
 SCRIPTED = "scripted"
+# Those of ClientTotals, whose module needs an HTTP stack; scripted partners count zeros.
+_COSTS = ("calls", "retries", "tokens_in", "tokens_out", "latency_s", "cache_hits", "hedges", "cost", "waited_s")
 
 
 class Partners(Protocol):
@@ -78,9 +82,10 @@ class _Caller:
     role: str
     client: ChatClient
     failures: list[str]
+    name: CallName
 
     async def reply(self, chat: Chat) -> Reply:
-        result = await self.client.say(chat)
+        result = await self.client.say(chat, self.name)
         if result.outcome is not Outcome.OK or result.parsed is None:
             self.failures.append(self.role)
             raise AuxiliaryFailure(f"{self.role}: {result.outcome}: {result.detail}", result.outcome)
@@ -90,13 +95,13 @@ class _Caller:
 class RoleBook:
     """Partners by role: `endpoints` for the roles they name, `partner` for all others."""
 
-    def __init__(self, partner: PartnerConfig, endpoints: Sequence[RoleConfig] = ()):
-        self._default = _client(partner)
+    def __init__(self, partner: PartnerConfig, endpoints: Sequence[RoleConfig] = (), hub: Hub | None = None):
+        self._default = _client(partner, hub)
         self._models = {"": partner.model}
         self._by_role: dict[str, ChatClient | None] = {}
         for config in endpoints:
             roles = [role for role in config.roles if role != FEEDBACK_ROLE]
-            client = _client(config) if roles else None
+            client = _client(config, hub) if roles else None
             for role in roles:
                 if role in self._by_role:
                     raise ConfigError(f"endpoints.roles: '{role}' is listed twice; give each role one endpoint")
@@ -115,7 +120,8 @@ class RoleBook:
         if client is None:
             self._scripted += 1
             return _Script(role, task, example, key)
-        return _Caller(role, client, self._failures)
+        name = CallName(key, f"{task.name}-{task.version}/{role}")
+        return _Caller(role, client, self._failures, name)
 
     async def check(self) -> None:
         for client in self._clients():
@@ -131,12 +137,11 @@ class RoleBook:
                 )
 
     def counters(self) -> Mapping[str, float]:
-        """Calls, retries, tokens and latency summed over endpoints; failed replies, in all and by role; roles of
+        """Costs (see ClientTotals) summed over endpoints; failed replies, in all and by role; roles of
         episodes by script.
         """
-        totals = [client.totals for client in self._clients()]
-        names = ("calls", "retries", "tokens_in", "tokens_out", "latency_s")
-        summed = {name: float(sum(getattr(total, name) for total in totals)) for name in names}
+        totals = [dataclasses.asdict(client.totals) for client in self._clients()]
+        summed = {name: float(sum(total[name] for total in totals)) for name in _COSTS}
         by_role = {f"failed/{role}": count for role, count in sorted(Counter(self._failures).items())}
         return {**summed, "failed": len(self._failures), **by_role, "scripted": self._scripted}
 
@@ -150,9 +155,9 @@ class RoleBook:
         return list(dict.fromkeys(c for c in (self._default, *self._by_role.values()) if c is not None))
 
 
-def _client(config: PartnerConfig) -> ChatClient | None:
+def _client(config: PartnerConfig, hub: Hub | None) -> ChatClient | None:
     if config.kind != "openai":
         return None
     from ditto_jax.judge.client import ChatClient  # scripted partners need no HTTP stack
 
-    return ChatClient(config, resolve_endpoint(config))
+    return ChatClient(config, resolve_endpoint(config), hub=hub)

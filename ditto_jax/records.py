@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from ditto_jax.advantages import AdvantageResult
+from ditto_jax.keys import SampleId
 from ditto_jax.prompts import Prompt
-from ditto_jax.types import Feedback, Rollout
+from ditto_jax.types import Feedback, Rollout, Verdict
 from ditto_jax.views import View
 
 
 def rollout_rows(
-    step: int, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], views: Sequence[View], result: AdvantageResult
+    step: int,
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    views: Sequence[View],
+    result: AdvantageResult,
+    second: Mapping[SampleId, Verdict] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Returns one record per rollout: prompt, reply, verdict, feedback, and the weight of each of its views."""
+    """Returns one record per rollout: prompt, reply, verdict, feedback, and the weight of each of its views.
+
+    second: verdicts of a shadow judge, for the rollouts that have one.
+    """
+    opinions = {(key.prompt_id, key.role, key.sample_index): verdict for key, verdict in second.items()}
     advantages: dict[int, dict[str, float]] = {}
     for view, weight, valid in zip(views, result.weights, result.row_valid, strict=True):
         if valid:
             advantages.setdefault(view.rollout, {})[view.role.name.lower()] = float(weight)
-    return [_row(step, prompts, i, rollout, advantages.get(i, {})) for i, rollout in enumerate(rollouts)]
+    return [
+        {
+            **_row(step, prompts, rollout, advantages.get(i, {})),
+            "shadow": _shadow(opinions.get((prompts[rollout.prompt_index].id, rollout.role, rollout.sample_index))),
+        }
+        for i, rollout in enumerate(rollouts)
+    ]
 
 
-def _row(
-    step: int, prompts: Sequence[Prompt], number: int, rollout: Rollout, advantage: dict[str, float]
-) -> dict[str, Any]:
+def _row(step: int, prompts: Sequence[Prompt], rollout: Rollout, advantage: dict[str, float]) -> dict[str, Any]:
     verdict = rollout.verdict
     return {
         "step": step,
@@ -54,6 +69,12 @@ def _row(
         "tokens": {name: t.ids.tolist() for name, t in rollout.transcripts.items()},
         "logprobs": {name: [float(x) for x in t.logprobs] for name, t in rollout.transcripts.items()},
     }
+
+
+def _shadow(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    return {"outcome": verdict.outcome.value, "score": verdict.score, "detail": verdict.detail, "judge": verdict.judge}
 
 
 def _feedback(feedback: Feedback | None) -> dict[str, Any] | None:

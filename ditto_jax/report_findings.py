@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditto_jax.comparison import Control, Pair, reading_controls, show_interval, show_value, verdict_on_change
+from ditto_jax.judge_failures import failure_rates
 from ditto_jax.objective import OBJECTIVES
 from ditto_jax.readings import Row, ends, number, reward_gap, transfer
 from ditto_jax.rollout_reading import RolloutReading
@@ -150,11 +151,28 @@ def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[
         what = f"Reflection: {_REFLECTED.get(outcome, _WHY.get(outcome, outcome))}"
         effect = "Used as feedback." if outcome == "ok" else _NO_WORDS
         lines.append(OutcomeLine(what, count, reflected, effect))
+    lines += _failures_by_bucket(rows)
     rule = _truncation_rule(config.get("objective") or {})
     for role, total in sorted(reading.total.items()):
         cut = reading.truncated[role]
         lines.append(OutcomeLine(f"Rollouts truncated: {role}", cut, total, _TRUNCATED.get(rule, str(rule))))
     return lines
+
+
+def _failures_by_bucket(rows: Sequence[Row]) -> list[OutcomeLine]:
+    """Where failures fell, if there were any: whether they spare some lengths or scores can then be seen."""
+    rates = failure_rates(rows)
+    failing = {rate.area for rate in rates if rate.failed}
+    return [
+        OutcomeLine(
+            f"{rate.area.capitalize()} failed: {rate.bucket}",
+            rate.failed,
+            rate.asked,
+            _NO_SCORE if rate.area == "score" else _NO_WORDS,
+        )
+        for rate in rates
+        if rate.area in failing
+    ]
 
 
 def _summed(rows: Sequence[Row], area: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ditto_jax.chat import common_prefix
 from ditto_jax.engine import Abandoned, Attempt, Engine, Played
-from ditto_jax.judge.base import Judge
+from ditto_jax.judge.base import GroupJudge, Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
@@ -57,11 +57,13 @@ async def draft_rollouts(
     slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
     attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT, under or None) for p, s in slots]
     fixed = Feedback(Outcome.OK, text=under, judge=_OBJECTIVE) if under else None
+    _announce(judge, attempts)
 
     async def judged(index: int, played: Played | Abandoned) -> Rollout:
         p, s = slots[index]
         task, example = prompts[p].task, prompts[p].example
         if isinstance(played, Abandoned):
+            _withdraw(judge, attempts[index])
             return _unplayed(example, RolloutRole.DRAFT, p, s, played, fixed)
         verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
         draft = Rollout(
@@ -164,14 +166,17 @@ async def refined_rollouts(
         for d in parents
         if d.feedback is not None
     ]
+    _announce(judge, attempts)
 
     async def judged(index: int, played: Played | Abandoned) -> Rollout:
         parent = parents[index]
         task = prompts[parent.prompt_index].task
         example, p, s = parent.example, parent.prompt_index, parent.sample_index
         if isinstance(played, Abandoned):
+            _withdraw(judge, attempts[index])
             return _unplayed(example, RolloutRole.REFINED, p, s, played, parent.feedback)
         if task.self_reference(example, played.conversation):
+            _withdraw(judge, attempts[index])
             verdict = Verdict(Outcome.REJECTED, judge=_FILTER, detail="the reply speaks of the guidance it was given")
         else:
             verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
@@ -188,6 +193,18 @@ async def refined_rollouts(
         )
 
     return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+
+
+def _announce(judge: Judge, attempts: Sequence[Attempt]) -> None:
+    """Tells a judge of whole groups what it will be asked about."""
+    if isinstance(judge, GroupJudge):
+        for attempt in attempts:
+            judge.expect(attempt.task, attempt.sample)
+
+
+def _withdraw(judge: Judge, attempt: Attempt) -> None:
+    if isinstance(judge, GroupJudge):
+        judge.withdraw(attempt.task, attempt.sample)
 
 
 def _unplayed(

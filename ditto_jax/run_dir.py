@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -28,12 +29,16 @@ from ditto_jax.config_io import flatten, read_yaml, to_yaml
 from ditto_jax.errors import RunDirectoryError
 
 # Settings that may differ between a run and its resumption: they change how it is run, not what is learned.
+_ENDPOINTS = ("judge", "judge.members", "shadow", "partner", "endpoints")
+_OF_ENDPOINTS = (
+    *("base_url", "api_key_env", "api_key_command", "api_key_file", "max_concurrent", "max_rpm", "max_tpm"),
+    *("timeout_s", "max_retries", "unparsable_retries", "hedge_percentile", "outage_after", "max_outage_s"),
+    *("input_price", "output_price", "max_cost", "cache", "cache_path"),
+)
 _MAY_DIFFER = (
     *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
-    *("judge.base_url", "judge.api_key_env", "judge.max_concurrent", "judge.timeout_s", "judge.max_retries"),
-    *("judge.unparsable_retries", "judge.max_error_rate"),
-    *("partner.base_url", "partner.api_key_env", "partner.max_concurrent", "partner.timeout_s", "partner.max_retries"),
-    "partner.unparsable_retries",
+    *(f"{part}.{name}" for part in _ENDPOINTS for name in _OF_ENDPOINTS),
+    "judge.max_error_rate",
 )
 
 
@@ -216,13 +221,18 @@ def _same_config(saved: Path, config: Any) -> None:
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and key.split(".")[0] not in _MAY_DIFFER and key not in _MAY_DIFFER
+        if old.get(key) != new.get(key) and not _may_differ(key)
     ]
     if differing:
         shown = "; ".join(differing[:6]) + (f"; and {len(differing) - 6} more" if len(differing) > 6 else "")
         raise RunDirectoryError(
             f"{saved.parent} belongs to a run with other settings ({shown}). Change --run_name or add --overwrite"
         )
+
+
+def _may_differ(key: str) -> bool:
+    plain = re.sub(r"\.\d+\.", ".", key)  # `endpoints.0.timeout_s` like `endpoints.timeout_s`
+    return plain.split(".")[0] in _MAY_DIFFER or plain in _MAY_DIFFER
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,8 +19,11 @@ from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluate import Judges
 from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
-from ditto_jax.judge.config import JudgeConfig
+from ditto_jax.judge.config import JudgeConfig, ShadowConfig
 from ditto_jax.judge.desk import JudgeDesk
+from ditto_jax.judge.endpoint import resolve_endpoint
+from ditto_jax.judge.hub import Hub
+from ditto_jax.judge.shadow import SecondOpinions, Shadow
 from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
@@ -41,24 +45,44 @@ class Parts:
     engine: Engine
     judge: JudgeDesk
     judges: Judges
+    shadow: Shadow | None
     partners: Partners
+    hub: Hub
     evaluation: tuple[LoadedTask, ...]
     skipped: Mapping[str, str]
 
     async def check(self) -> None:
-        """Raises JudgeUnavailableError if judge or partners cannot be asked."""
+        """Raises JudgeUnavailableError if judges or partners cannot be asked."""
         await self.judge.check()
+        if self.shadow is not None:
+            await self.shadow.check()
         await self.partners.check()
 
     async def aclose(self) -> None:
         """Closes all connections."""
         await self.judges.aclose()
+        if self.shadow is not None:
+            await self.shadow.aclose()
         await self.partners.aclose()
+        self.hub.close()
+
+    def require_budget(self) -> None:
+        """Returns nothing; raises BudgetSpentError if a judge or partner was not asked because a budget is spent."""
+        self.hub.require_budget()
 
     def counters(self) -> dict[str, float]:
-        """Cumulative counts and costs of judges (`judge/…`) and partners (`partner/…`)."""
-        judged = {f"judge/{name}": value for name, value in self.judge.counters().items()}
-        return {**judged, **{f"partner/{name}": value for name, value in self.partners.counters().items()}}
+        """Cumulative counts and costs of judges (`judge/…`), partners (`partner/…`) and the shadow (`shadow/…`)."""
+        parts = {"judge": self.judge, "partner": self.partners, "shadow": self.shadow}
+        return {
+            f"{area}/{name}": value
+            for area, part in parts.items()
+            if part is not None
+            for name, value in part.counters().items()
+        }
+
+    async def second_opinions(self) -> SecondOpinions:
+        """Returns what the shadow judge thinks of the rollouts since the last call; nothing where there is none."""
+        return SecondOpinions() if self.shadow is None else await self.shadow.settle()
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -82,14 +106,24 @@ def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[t
     return tuple(loaded), skipped
 
 
-def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
+def _shadow(config: ShadowConfig, hub: Hub) -> Shadow | None:
+    if config.kind != "openai":
+        return None
+    from ditto_jax.judge.client import ChatClient  # rules need no HTTP stack
+
+    return Shadow(config, ChatClient(config, resolve_endpoint(config), hub=hub))
+
+
+def _desk(
+    config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, shadow: Shadow | None = None, **changes: Any
+) -> JudgeDesk:
     """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
     made: dict[JudgeConfig, Judge] = {}
 
     def one(settings: JudgeConfig) -> Judge:
         settings = dataclasses.replace(settings, **changes)
         if settings not in made:
-            made[settings] = make_judge(settings)
+            made[settings] = make_judge(settings, hub)
         return made[settings]
 
     scorers, coaches = {}, {}
@@ -100,7 +134,7 @@ def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> Jud
         scorers[loaded.task] = one(settings)
         by_rules = loaded.config.feedback.by == "rules"
         coaches[loaded.task] = one(JudgeConfig() if by_rules else feedback_judge(settings, config.endpoints))
-    return JudgeDesk(one(config.judge), scorers, coaches)
+    return JudgeDesk(one(config.judge), scorers, coaches, shadow)
 
 
 def check_held_out(train: Sequence[LoadedTask], held_out: Sequence[LoadedTask]) -> None:
@@ -143,11 +177,13 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         quantization=config.quantization,
         attention=config.attention,
     )
-    judge = _desk(config, [*training, *evaluation])
+    hub = Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
+    shadow = _shadow(config.shadow, hub) if training else None
+    judge = _desk(config, [*training, *evaluation], hub, shadow)
     content_free = None
     if config.evaluation.with_feedback:
-        content_free = _desk(config, evaluation, feedback_content="content_free")
-    partners = RoleBook(config.partner, config.endpoints)
+        content_free = _desk(config, evaluation, hub, feedback_content="content_free")
+    partners = RoleBook(config.partner, config.endpoints, hub)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(
             "sampler.max_new_tokens=%d is below rollout.max_completion_length=%d: single replies end at the former",
@@ -168,7 +204,8 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         raise ConfigError(f"evaluation.tasks: {_listed(skipped | too_long)}")
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
-    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped | too_long)
+    judges = Judges(judge, content_free)
+    return Parts(mesh, policy, engine, judge, judges, shadow, partners, hub, evaluation, skipped | too_long)
 
 
 def _with_room(

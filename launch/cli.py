@@ -39,6 +39,7 @@ VERBS = {
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
+    "cache": Verb("say what a cache of judge replies holds, merge caches, or prune one", "launch.cache:main"),
     "data": Verb("fetch the released rows at a pinned revision, or check what was fetched", "launch.data:main"),
     "doctor": Verb(
         "say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"
@@ -57,6 +58,7 @@ _EXAMPLES = """\
   ditto-jax export --run runs/quickstart --output exported --merged
   ditto-jax report runs/quickstart
   ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
+  ditto-jax cache stats runs/quickstart/judge_cache.sqlite
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows
   ditto-jax doctor"""
 

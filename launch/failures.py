@@ -21,6 +21,7 @@ EXIT_CODES = {
     2: "a flag or a setting that cannot work; nothing was started",
     3: "data, a model or a credential is missing or damaged; nothing was started",
     4: "finished, but below --fail_under",
+    5: "judge.max_cost is reached: the state is saved; with a larger one the same command continues",
     75: "preempted (SIGTERM): the state is saved, the same command continues",
     130: "interrupted (Ctrl-C)",
     143: "terminated before there was a state to save",

@@ -147,8 +147,10 @@ def _judge(config: JudgeConfig) -> Fact:
             return Fact("judge", "rules (embedded)")
         config = JudgeConfig(kind="openai", model="any")
         kind = "rules (embedded); for judge.kind=openai: "
-    else:
+    elif config.kind == "openai":
         kind = f"openai, model {config.model}, "
+    else:
+        return Fact("judge", config.function or f"{config.kind} of {len(config.members)}")
     try:
         endpoint = resolve_endpoint(config)
     except DittoError as error:

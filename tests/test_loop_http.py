@@ -44,6 +44,7 @@ def judged_by(base_url: str, **changes: Any) -> JudgeConfig:
         "max_retries": 0,
         "unparsable_retries": 0,
         "timeout_s": 2.0,
+        "max_outage_s": 0.0,
         "max_error_rate": 1.0,
     }
     return JudgeConfig(**{**values, **changes})

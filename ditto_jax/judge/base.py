@@ -8,7 +8,7 @@ model).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
@@ -16,7 +16,10 @@ from ditto_jax.types import Conversation, Example, Feedback, Verdict
 
 
 class Judge(Protocol):
-    """Scores rollouts and writes feedback. Implementations: rules (embedded), openai (HTTP)."""
+    """Scores rollouts and writes feedback.
+
+    Implementations: rules (embedded), openai (HTTP), python (a function on a whole group), ensemble (several of these).
+    """
 
     @property
     def identity(self) -> str:
@@ -38,3 +41,16 @@ class Judge(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class GroupJudge(Protocol):
+    """A judge that wants all rollouts about one prompt together, and must know how many will come."""
+
+    def expect(self, task: Task[Any], key: SampleId) -> None:
+        """Tells that a conversation will be scored."""
+        ...
+
+    def withdraw(self, task: Task[Any], key: SampleId) -> None:
+        """Tells that an expected conversation will not be scored after all."""
+        ...

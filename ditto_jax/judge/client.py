@@ -1,29 +1,36 @@
-"""Messages → typed reply, over HTTP: one chat-completions call with bounded concurrency, a deadline and retries.
+"""Messages → typed reply: one chat-completions call with bounded concurrency, rate, cost and time, and with retries.
 
 In: chat messages and a pydantic reply model. Out: a CallResult whose outcome says how the call ended; a failed call
-never raises and its text is never taken for a reply. Contacts the endpoint's host only: redirects are not followed, and
-proxies or .netrc credentials from the environment are not used (certificate settings such as SSL_CERT_FILE are). Knows
-nothing of tasks or scores.
+never raises and its text is never taken for a reply. A reply that was bought before comes from the cache. What is sent
+over the wire is `connection.py`; this file decides when. Knows nothing of tasks or scores.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-import httpx2
 import pydantic
 
-from ditto_jax.judge.completion import Completion, read_body, read_completion, request_body, response_failure
+from ditto_jax.errors import JudgeUnavailableError
+from ditto_jax.judge.cache import CallName, KeptReply, cache_key
+from ditto_jax.judge.completion import Completion, request_body
 from ditto_jax.judge.config import EndpointConfig
+from ditto_jax.judge.connection import Connection, Sent
 from ditto_jax.judge.endpoint import Endpoint
 from ditto_jax.judge.fence import printable
+from ditto_jax.judge.hedge import Latencies, first_reply
+from ditto_jax.judge.hub import Hub
+from ditto_jax.judge.meter import cost_of
 from ditto_jax.judge.replies import ReplyT, Unparsable, parse_reply
 from ditto_jax.judge.retry import (
     AttemptFailed,
+    BudgetFailure,
     PermanentFailure,
     RefusedFailure,
     RetryBudget,
@@ -37,7 +44,7 @@ from ditto_jax.types import Message, Outcome
 
 ResultT = TypeVar("ResultT")
 
-_MAX_CONNECT_S = 10.0
+_BYTES_PER_TOKEN = 4  # a guess, for rate limits; for budgets every byte counts as a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +53,9 @@ class CallResult(Generic[ResultT]):
 
     text: what the model wrote last, for logs and re-scoring; empty if it wrote nothing.
     tokens_in, tokens_out: as the endpoint counted them, over all attempts.
-    latency_s: seconds from the first attempt to the end, waits included, queueing for a place excluded.
-    attempts: HTTP requests sent. status: the last HTTP status, if any. detail: for people, what went wrong.
+    latency_s: seconds from the first attempt to the end, waits included, queueing for a place excluded; 0 from a cache.
+    attempts: requests sent, each repetition after a failure counted. status: HTTP status of the last request, if any.
+    detail: for people, what went wrong.
     """
 
     outcome: Outcome
@@ -63,13 +71,22 @@ class CallResult(Generic[ResultT]):
 
 @dataclasses.dataclass
 class ClientTotals:
-    """Cumulative costs of a client since it was made."""
+    """Cumulative costs of a client since it was made.
+
+    calls, retries, tokens: of all replies that were used, those from the cache as when they were bought, so that a
+    resumed run counts like a straight one. cost: of what was sent by this process. waited_s: for rate limits, budgets
+    and endpoints that were down.
+    """
 
     calls: int = 0
     retries: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     latency_s: float = 0.0
+    cache_hits: int = 0
+    hedges: int = 0
+    cost: float = 0.0
+    waited_s: float = 0.0
 
 
 @dataclasses.dataclass
@@ -82,12 +99,14 @@ class _Progress:
     text: str = ""
     status: int | None = None
     failure: str = ""
+    in_flight: bool = False
 
 
 class ChatClient:
     """Asks one endpoint. Usable from any running event loop; connections belong to the loop that first needs them.
 
-    sleep and now (Unix seconds) are replaceable so that waits can be tested without waiting.
+    hub: what is shared with other clients of the run. sleep and now (Unix seconds) are replaceable so that waits can be
+    tested without waiting.
     """
 
     def __init__(
@@ -95,6 +114,7 @@ class ChatClient:
         config: EndpointConfig,
         endpoint: Endpoint,
         *,
+        hub: Hub | None = None,
         sleep: Sleep = asyncio.sleep,
         now: Callable[[], float] = time.time,
     ):
@@ -102,56 +122,109 @@ class ChatClient:
         self._config = config
         self._endpoint = endpoint
         self._sleep = sleep
-        self._now = now
+        self._connection = Connection(config, endpoint, now)
+        self._shared = (hub or Hub()).shared(config, endpoint.url, sleep)
+        self._latencies = Latencies(config.hedge_percentile)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._http: httpx2.AsyncClient | None = None
-        self._places: asyncio.Semaphore | None = None
+        self._places = asyncio.Semaphore(config.max_concurrent)
 
-    async def complete(self, messages: Sequence[Message], reply_model: type[ReplyT]) -> CallResult[ReplyT]:
-        """Returns the reply to `messages` as a `reply_model`, or the outcome that stands in its place."""
+    async def complete(
+        self, messages: Sequence[Message], reply_model: type[ReplyT], name: CallName | None = None
+    ) -> CallResult[ReplyT]:
+        """Returns the reply to `messages` as a `reply_model`, or the outcome that stands in its place.
+
+        name: what the call is in the cache; None keeps nothing.
+        """
         body = request_body(self._config, messages, reply_model)
-        return await self._call(body, lambda completion: parse_completion(completion, reply_model, self._config.where))
+        where = self._config.where
+        return await self._call(body, lambda completion: parse_completion(completion, reply_model, where), name)
 
-    async def say(self, messages: Sequence[Message]) -> CallResult[str]:
+    async def say(self, messages: Sequence[Message], name: CallName | None = None) -> CallResult[str]:
         """Returns the next message of a chat as plain text, or the outcome that stands in its place."""
-        return await self._call(request_body(self._config, messages, None), text_of)
+        return await self._call(request_body(self._config, messages, None), text_of, name)
 
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
 
         The request has the same fields as real ones and asks for one token, except where the settings point to a model
-        that must be allowed to reason first.
+        that must be allowed to reason first. It is tried within the call's own retries: nobody waits for an outage
+        before a run. A replay asks nobody.
         """
         config = self._config
+        if config.cache == "replay":
+            return CallResult(Outcome.OK, None, "", 0, 0, 0.0, 0, None, "")
         reasons = config.reasoning_effort is not None or config.max_tokens_parameter == "max_completion_tokens"
-        config = config if reasons else dataclasses.replace(config, max_tokens=1)
+        config = dataclasses.replace(config, max_outage_s=0.0, **({} if reasons else {"max_tokens": 1}))
         body = request_body(config, [Message("user", "Reply with an empty JSON object.")], reply_model)
-        return await self._call(body, lambda _: None)
+        return await self._call(body, lambda _: None, None, is_probe=True)
 
     async def aclose(self) -> None:
         """Closes the connections; a later call opens new ones."""
-        http, loop = self._http, self._loop
-        self._http = self._loop = self._places = None
-        if http is not None and loop is asyncio.get_running_loop():
-            await http.aclose()
+        self._loop = None
+        await self._connection.aclose()
 
-    async def _call(self, body: dict[str, Any], parse: Callable[[Completion], Any]) -> CallResult[Any]:
-        http, places = self._bind()
+    async def _call(
+        self, body: dict[str, Any], parse: Callable[[Completion], Any], name: CallName | None, is_probe: bool = False
+    ) -> CallResult[Any]:
+        key = None if name is None or self._shared.cache is None else cache_key(self._endpoint.url, body, name)
+        kept = None if key is None else self._kept(key, parse)
+        if kept is not None:
+            return kept
+        if self._config.cache == "replay":
+            raise JudgeUnavailableError(
+                f"{self._config.where}.cache=replay: a reply of {self._config.model} is not in "
+                f"{self._shared.cache.path if self._shared.cache else 'any cache'}"
+                f"{f' (sample {name.sample.sample_index} of prompt {name.sample.prompt_id})' if name else ''}; "
+                f"run once with {self._config.where}.cache=read-write and the same settings"
+            )
+        result = await self._ask(body, parse, is_probe)
+        if key is not None and name is not None and self._shared.cache is not None and result.outcome is Outcome.OK:
+            reply = KeptReply(result.text, result.tokens_in, result.tokens_out, result.attempts)
+            self._shared.cache.put(key, str(self._config.model), name.prompt_version, reply)
+        return result
+
+    def _kept(self, key: str, parse: Callable[[Completion], Any]) -> CallResult[Any] | None:
+        reply = None if self._shared.cache is None else self._shared.cache.get(key)
+        if reply is None:
+            return None
+        try:
+            parsed = parse(Completion(reply.text, "", False, reply.tokens_in, reply.tokens_out))
+        except AttemptFailed:  # bought when another reply was accepted
+            return None
+        self.totals.cache_hits += 1
+        self._count(reply.attempts, reply.tokens_in, reply.tokens_out, 0.0)
+        return CallResult(
+            Outcome.OK,
+            parsed,
+            reply.text,
+            reply.tokens_in,
+            reply.tokens_out,
+            0.0,
+            reply.attempts,
+            None,
+            "from the cache",
+        )
+
+    async def _ask(self, body: dict[str, Any], parse: Callable[[Completion], Any], is_probe: bool) -> CallResult[Any]:
         progress = _Progress()
         parsed, outcome, detail = None, Outcome.OK, ""
-        async with places:
+        async with self._bound_places():
             start = time.monotonic()
             try:
-                async with asyncio.timeout(self._config.timeout_s):
-                    parsed = await self._attempt_until_done(http, body, parse, progress)
+                async with asyncio.timeout(self._config.timeout_s) as deadline:
+                    parsed = await self._attempt_until_done(body, parse, progress, deadline, is_probe)
             except TimeoutError:
                 outcome = Outcome.TIMED_OUT
                 last = progress.failure or "nothing answered"
                 detail = f"no reply within {self._config.where}.timeout_s={self._config.timeout_s:g}; {last}"
+                if progress.in_flight:
+                    self._shared.breaker.failed(progress)
             except AttemptFailed as failure:
                 outcome, detail = _outcome_of(failure), failure.detail
+            finally:
+                self._shared.breaker.left(progress)
             latency_s = time.monotonic() - start
-        self._count(progress, latency_s)
+        self._count(progress.attempts, progress.tokens_in, progress.tokens_out, latency_s)
         return CallResult(
             outcome=outcome,
             parsed=parsed,
@@ -165,69 +238,127 @@ class ChatClient:
         )
 
     async def _attempt_until_done(
-        self, http: httpx2.AsyncClient, body: dict[str, Any], parse: Callable[[Completion], Any], progress: _Progress
+        self,
+        body: dict[str, Any],
+        parse: Callable[[Completion], Any],
+        progress: _Progress,
+        deadline: asyncio.Timeout,
+        is_probe: bool,
     ) -> Any:
         budget = RetryBudget(transient=self._config.max_retries, unparsable=self._config.unparsable_retries)
 
         async def attempt() -> Any:
-            progress.attempts += 1
-            try:
-                completion = await self._exchange(http, body, progress)
-                return parse(completion)
-            except AttemptFailed as failure:
-                progress.failure = f"attempt {progress.attempts}: {failure.detail}"
-                raise
+            while True:
+                if not is_probe:
+                    await self._until_up(progress, deadline)
+                progress.attempts, progress.status = progress.attempts + 1, None
+                try:
+                    return parse(await self._send(body, progress, deadline))
+                except AttemptFailed as failure:
+                    progress.failure = f"attempt {progress.attempts}: {failure.detail}"
+                    if is_probe or not self._waits_for_it(failure, progress):
+                        raise
 
         return await retry_loop(budget, self._sleep)(attempt)
 
-    async def _exchange(self, http: httpx2.AsyncClient, body: dict[str, Any], progress: _Progress) -> Completion:
-        progress.status = None
-        try:
-            async with http.stream("POST", f"{self._endpoint.url}/chat/completions", json=body) as response:
-                progress.status = response.status_code
-                content = await read_body(response)
-        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
-            raise PermanentFailure(f"request cannot be sent: {type(error).__name__}") from None
-        except httpx2.TransportError as error:
-            raise TransientFailure(f"connection failed: {type(error).__name__} {error}".rstrip()) from None
-        except httpx2.DecodingError:
-            raise UnparsableFailure("body is not in its stated encoding") from None
-        if not response.is_success:
-            # Servers may repeat a key that they reject; it goes before the message is shortened, which could split it.
-            message = self._endpoint.redact(content.decode(errors="replace"))
-            raise response_failure(response.status_code, response.headers, message, self._now())
-        completion = read_completion(content)
+    async def _until_up(self, progress: _Progress, deadline: asyncio.Timeout) -> None:
+        async with self._unhurried(deadline):
+            if not await self._shared.breaker.ready(progress):
+                limit = f"{self._config.where}.max_outage_s={self._config.max_outage_s:g}"
+                raise PermanentFailure(f"the endpoint has been down for longer than {limit}")
+
+    def _waits_for_it(self, failure: AttemptFailed, progress: _Progress) -> bool:
+        """Tells the breaker how a request ended; True if the call waits for the endpoint instead of failing."""
+        if isinstance(failure, TransientFailure) and failure.is_outage:
+            return self._shared.breaker.failed(progress)
+        if progress.status is not None:
+            self._shared.breaker.succeeded()
+        else:
+            self._shared.breaker.left(progress)
+        return False
+
+    async def _send(self, body: dict[str, Any], progress: _Progress, deadline: asyncio.Timeout) -> Completion:
+        """One request, or two if the first is unusually slow and there is room for another."""
+        after_s = self._latencies.unusual_s()
+        first = self._pay_and_post(body, progress, deadline)
+        if after_s is None:
+            completion = await first
+        else:
+            completion = await first_reply(first, lambda: self._hedge(body, progress, deadline), after_s)
+        self._shared.breaker.succeeded()
         progress.text = completion.text
+        return completion
+
+    def _hedge(
+        self, body: dict[str, Any], progress: _Progress, deadline: asyncio.Timeout
+    ) -> Coroutine[Any, Any, Completion] | None:
+        is_free = not self._places.locked() and not self._shared.breaker.is_open
+        if not is_free or self._shared.limiter.wait_s(_estimate(self._config, body)) > 0:
+            return None
+        self.totals.hedges += 1
+
+        async def again() -> Completion:
+            async with self._places:
+                return await self._pay_and_post(body, progress, deadline)
+
+        return again()
+
+    async def _pay_and_post(self, body: dict[str, Any], progress: _Progress, deadline: asyncio.Timeout) -> Completion:
+        config, meter, sent = self._config, self._shared.meter, Sent()
+        most = cost_of(config, len(json.dumps(body)), config.max_tokens)
+        async with self._unhurried(deadline):
+            admission = await self._shared.limiter.admit(_estimate(config, body))
+            if not await meter.reserve(most):
+                raise BudgetFailure(f"{config.where}.max_cost={meter.limit:g}: {meter.spent:.6g} is spent")
+        start, cost = time.monotonic(), most  # what was cut off may be billed in full
+        progress.in_flight = True
+        try:
+            completion = await self._connection.post(body, sent)
+            if completion.tokens_in or completion.tokens_out:
+                admission.tokens = completion.tokens_in + completion.tokens_out
+                cost = cost_of(config, completion.tokens_in, completion.tokens_out)
+            progress.in_flight = False
+        except AttemptFailed:
+            progress.in_flight = False
+            cost = most if sent.may_be_billed else 0.0
+            raise
+        finally:
+            progress.status = sent.status
+            meter.settle(most, cost)
+            self.totals.cost += cost
+        self._latencies.record(time.monotonic() - start)
         progress.tokens_in += completion.tokens_in
         progress.tokens_out += completion.tokens_out
         return completion
 
-    def _bind(self) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
+    @contextlib.asynccontextmanager
+    async def _unhurried(self, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+        """Stops the call's clock: waiting for a turn is not the endpoint's fault."""
+        loop, when = asyncio.get_running_loop(), deadline.when()
+        if when is None:
+            yield
+            return
+        began = loop.time()
+        deadline.reschedule(None)
+        try:
+            yield
+        finally:
+            waited_s = loop.time() - began
+            self.totals.waited_s += waited_s
+            deadline.reschedule(when + waited_s)
+
+    def _bound_places(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
-        if self._http is None or self._places is None or self._loop is not loop:
+        if self._loop is not loop:
             self._loop = loop
             self._places = asyncio.Semaphore(self._config.max_concurrent)
-            self._http = self._connect()
-        return self._http, self._places
+        return self._places
 
-    def _connect(self) -> httpx2.AsyncClient:
-        key = self._endpoint.key
-        size = self._config.max_concurrent
-        return httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
-            limits=httpx2.Limits(max_connections=size, max_keepalive_connections=size),
-            # The deadline of the call bounds everything else.
-            timeout=httpx2.Timeout(None, connect=min(_MAX_CONNECT_S, self._config.timeout_s)),
-            verify=httpx2.create_ssl_context(),
-            trust_env=False,
-            follow_redirects=False,
-        )
-
-    def _count(self, progress: _Progress, latency_s: float) -> None:
+    def _count(self, attempts: int, tokens_in: int, tokens_out: int, latency_s: float) -> None:
         self.totals.calls += 1
-        self.totals.retries += max(0, progress.attempts - 1)
-        self.totals.tokens_in += progress.tokens_in
-        self.totals.tokens_out += progress.tokens_out
+        self.totals.retries += max(0, attempts - 1)
+        self.totals.tokens_in += tokens_in
+        self.totals.tokens_out += tokens_out
         self.totals.latency_s += latency_s
 
 
@@ -245,6 +376,9 @@ def parse_completion(completion: Completion, reply_model: type[ReplyT], where: s
     """Returns the reply that a completion holds; raises RefusedFailure or UnparsableFailure if it holds none."""
     if completion.refusal:
         raise RefusedFailure(completion.refusal)
+    if completion.is_cut_off and "</think>" in completion.text:
+        # The end of thoughts may be a quotation from the policy's text, and what follows it as well.
+        raise UnparsableFailure(f"the reply was cut off among its thoughts: raise {where}.max_tokens")
     try:
         return parse_reply(completion.text, reply_model)
     except Unparsable as error:
@@ -255,4 +389,10 @@ def parse_completion(completion: Completion, reply_model: type[ReplyT], where: s
 def _outcome_of(failure: AttemptFailed) -> Outcome:
     if isinstance(failure, RefusedFailure):
         return Outcome.REFUSED
+    if isinstance(failure, BudgetFailure):
+        return Outcome.OVER_BUDGET
     return Outcome.UNPARSABLE if isinstance(failure, UnparsableFailure) else Outcome.UNAVAILABLE
+
+
+def _estimate(config: EndpointConfig, body: dict[str, Any]) -> int:
+    return len(json.dumps(body)) // _BYTES_PER_TOKEN + config.max_tokens

@@ -22,6 +22,7 @@ from ditto_jax.judge.retry import (
     PermanentFailure,
     RefusedFailure,
     TransientFailure,
+    UnauthorizedFailure,
     UnparsableFailure,
     is_retried,
     retry_after_s,
@@ -140,7 +141,9 @@ def response_failure(status: int, headers: Mapping[str, str], content: str, now:
     message, code = _error_message(content)
     detail = f"HTTP {status}" + (f": {message}" if message else "")
     if is_retried(status):
-        return TransientFailure(detail, retry_after_s(headers, now))
+        return TransientFailure(detail, retry_after_s(headers, now), is_outage=status >= 500)
+    if status == 401:
+        return UnauthorizedFailure(detail)
     if 300 <= status < 400:
         return PermanentFailure(f"HTTP {status}: the endpoint redirects elsewhere, which is not followed")
     if code in _FILTER_CODES:

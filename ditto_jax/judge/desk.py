@@ -1,7 +1,7 @@
 """One judge for a mixture: each task's rollouts go to its own judge, and its drafts to whoever writes its words.
 
-In: the run's judge, and judges of single tasks that differ from it. Out: a judge like any other, with counts summed.
-Makes no judge and judges nothing itself.
+In: the run's judge, judges of single tasks that differ from it, and a shadow judge that looks on. Out: a judge like any
+other, with counts summed. Makes no judge and judges nothing itself.
 """
 
 from __future__ import annotations
@@ -11,19 +11,30 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
-from ditto_jax.judge.base import Judge
+from ditto_jax.judge.base import GroupJudge, Judge
+from ditto_jax.judge.shadow import Shadow
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Verdict
 
 
 class JudgeDesk:
-    """scorers, coaches: task object → who scores its rollouts, and who writes words about its drafts."""
+    """scorers, coaches: task object → who scores its rollouts, and who writes words about its drafts.
 
-    def __init__(self, default: Judge, scorers: Mapping[Task[Any], Judge], coaches: Mapping[Task[Any], Judge]):
+    shadow: who scores rollouts of training again, if anybody.
+    """
+
+    def __init__(
+        self,
+        default: Judge,
+        scorers: Mapping[Task[Any], Judge],
+        coaches: Mapping[Task[Any], Judge],
+        shadow: Shadow | None = None,
+    ):
         self._default = default
         self._scorers = dict(scorers)
         self._coaches = dict(coaches)
+        self._shadow = shadow
 
     @property
     def identity(self) -> str:
@@ -38,8 +49,23 @@ class JudgeDesk:
         for judge in self._all():
             await judge.check()
 
+    def expect(self, task: Task[Any], key: SampleId) -> None:
+        """Tells whoever scores a task's rollouts by the group that one will be scored."""
+        scorer = self._scorers.get(task, self._default)
+        if isinstance(scorer, GroupJudge):
+            scorer.expect(task, key)
+
+    def withdraw(self, task: Task[Any], key: SampleId) -> None:
+        """Tells the same judge that it will not be scored after all."""
+        scorer = self._scorers.get(task, self._default)
+        if isinstance(scorer, GroupJudge):
+            scorer.withdraw(task, key)
+
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        return await self._scorers.get(task, self._default).score(task, example, conversation, key)
+        verdict = await self._scorers.get(task, self._default).score(task, example, conversation, key)
+        if self._shadow is not None and key.step > 0:  # evaluations belong to no step
+            self._shadow.watch(task, example, conversation, key, verdict)
+        return verdict
 
     async def feedback(
         self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId

@@ -1,7 +1,7 @@
 """Settings of a judge or partner, and environment → endpoint: the one address that is contacted, and the key.
 
-Both know where they came from. Reads the environment once, when the judge is made. The key stays inside pydantic's
-SecretStr, so that no repr shows it. Opens no connection.
+Both know where they came from. Reads the environment once, when the judge is made; a key may be obtained again later
+(`credentials.py`). Opens no connection.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-import pydantic
-
-from ditto_jax.errors import ConfigError, MissingInputError
+from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import EndpointConfig, check_base_url
+from ditto_jax.judge.credentials import Credentials, resolve_credentials
 
 BASE_URL_ENV = "OPENAI_BASE_URL"
-API_KEY_ENV = "OPENAI_API_KEY"
-_SHORTEST_SECRET = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +23,19 @@ class Endpoint:
 
     url: str
     url_origin: str
-    key: pydantic.SecretStr | None
-    key_origin: str
+    credentials: Credentials
+
+    @property
+    def key_origin(self) -> str:
+        return self.credentials.origin
 
     def redact(self, text: str) -> str:
-        """Returns `text` with every occurrence of the key replaced; placeholders such as "EMPTY" stay."""
-        key = self.key.get_secret_value() if self.key else ""
-        return text.replace(key, "[key]") if len(key) >= _SHORTEST_SECRET else text
+        """Returns `text` with every occurrence of a key replaced."""
+        return self.credentials.redact(text)
 
 
 def resolve_endpoint(config: EndpointConfig, environ: Mapping[str, str] | None = None) -> Endpoint:
-    """Returns the endpoint that `config` means. Raises ConfigError (no address), MissingInputError (named key not set).
+    """Returns the endpoint that `config` means. Raises ConfigError (no address), MissingInputError (no key).
 
     There is no default address: text of a run never goes to a host that nobody configured.
     """
@@ -50,20 +49,8 @@ def resolve_endpoint(config: EndpointConfig, environ: Mapping[str, str] | None =
                 "an address, for example http://localhost:8000/v1"
             )
         check_base_url(url, where=BASE_URL_ENV)
-    key, key_origin = _resolve_key(config.api_key_env, environ, config.where)
-    return Endpoint(url=url.rstrip("/"), url_origin=url_origin, key=key, key_origin=key_origin)
-
-
-def _resolve_key(named: str | None, environ: Mapping[str, str], where: str) -> tuple[pydantic.SecretStr | None, str]:
-    name = named or API_KEY_ENV
-    key = environ.get(name, "").strip()
-    if not key and named:
-        raise MissingInputError(
-            f"{where}.api_key_env={named}: this environment variable is not set; export it with the key, or leave "
-            f"{where}.api_key_env out if the endpoint needs none"
-        )
-    if not key:
-        return None, f"no key ({API_KEY_ENV} is not set)"
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError(f"environment variable {name}: holds characters that a key cannot have (not shown here)")
-    return pydantic.SecretStr(key), f"environment variable {name}"
+    # What is replayed asks nobody, so that a machine without the key can do it.
+    credentials = Credentials("no key (cache=replay)", None)
+    if config.cache != "replay":
+        credentials = resolve_credentials(config, environ)
+    return Endpoint(url.rstrip("/"), url_origin, credentials)

@@ -20,7 +20,7 @@ def require_healthy(
     A judge may decline to comment on a draft, so refused feedback is no failure; a refused score is. What a filter of
     ours discarded says nothing about the judge. Fewer than `least` results decide nothing.
     """
-    failed = [result for result in results if _is_failure(result)]
+    failed = [result for result in results if is_failure(result)]
     if len(results) < max(1, least) or len(failed) <= max_error_rate * len(results):
         return
     counts = ", ".join(f"{outcome} {count}" for outcome, count in Counter(result.outcome for result in failed).items())
@@ -32,7 +32,8 @@ def require_healthy(
     )
 
 
-def _is_failure(result: Verdict | Feedback) -> bool:
+def is_failure(result: Verdict | Feedback) -> bool:
+    """Returns whether a call failed, as `require_healthy` counts."""
     declined = isinstance(result, Feedback) and result.outcome is Outcome.REFUSED
     declined = declined or result.outcome is Outcome.REJECTED  # by a filter of ours
     return result.outcome is not Outcome.OK and not declined

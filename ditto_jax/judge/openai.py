@@ -8,16 +8,19 @@ that rule.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
+from ditto_jax.judge.cache import CallName
 from ditto_jax.judge.client import CallResult, ChatClient
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.endpoint import Endpoint, resolve_endpoint
 from ditto_jax.judge.fence import printable
+from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.retry import Sleep
 from ditto_jax.judge.scoring import asked_verdict
 from ditto_jax.judge.words import CONTENT_FREE, content_free_control, named, screened_feedback
@@ -29,13 +32,15 @@ from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 class OpenAIJudge:
     """Asks one endpoint for feedback. Raises ConfigError or MissingInputError when made with settings that cannot work.
 
-    environ: where addresses and keys are read from instead of the process environment. sleep, now: see ChatClient.
+    hub: what is shared with other judges of the run. environ: where addresses and keys are read from instead of the
+    process environment. sleep, now: see ChatClient.
     """
 
     def __init__(
         self,
         config: JudgeConfig,
         *,
+        hub: Hub | None = None,
         environ: Mapping[str, str] | None = None,
         sleep: Sleep = asyncio.sleep,
         now: Callable[[], float] = time.time,
@@ -44,7 +49,7 @@ class OpenAIJudge:
             raise ConfigError(f"judge.kind={config.kind}: an OpenAIJudge needs judge.kind=openai")
         self._config = config
         self._endpoint = resolve_endpoint(config, environ)
-        self._client = ChatClient(config, self._endpoint, sleep=sleep, now=now)
+        self._client = ChatClient(config, self._endpoint, hub=hub, sleep=sleep, now=now)
         self._outcomes = OutcomeCounts()
 
     @property
@@ -67,7 +72,7 @@ class OpenAIJudge:
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
         """Returns the task's rule score, or what the model's replies to the task's questions make."""
         model = str(self._config.model)
-        return self._outcomes.verdict(await asked_verdict(task, example, conversation, self._client, model))
+        return self._outcomes.verdict(await asked_verdict(task, example, conversation, self._client, model, key))
 
     async def feedback(
         self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
@@ -75,32 +80,25 @@ class OpenAIJudge:
         """Returns the model's words, screened for leaks, or why there are none. The control arm asks nobody."""
         if self._config.feedback_content == CONTENT_FREE:
             return self._outcomes.feedback(content_free_control(task, example, key))
-        return self._outcomes.feedback(await self._ask_for_feedback(task, example, conversation, verdict))
+        return self._outcomes.feedback(await self._ask_for_feedback(task, example, conversation, verdict, key))
 
     def counters(self) -> Mapping[str, float]:
-        """Cumulative calls, retries, tokens_in, tokens_out, latency_s (summed over calls), and counts of outcomes."""
-        totals = self._client.totals
-        return {
-            "calls": totals.calls,
-            "retries": totals.retries,
-            "tokens_in": totals.tokens_in,
-            "tokens_out": totals.tokens_out,
-            "latency_s": totals.latency_s,
-            **self._outcomes.as_dict(),
-        }
+        """Cumulative costs of the calls (see ClientTotals), and counts of outcomes."""
+        return {**dataclasses.asdict(self._client.totals), **self._outcomes.as_dict()}
 
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
 
     async def _ask_for_feedback(
-        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict
+        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
     ) -> Feedback:
         request = task.feedback_request(example, conversation, verdict)
         identity = f"openai:{self._config.model}@{request.prompt_version}"
         if not issubclass(request.reply_model, FeedbackReply):
             raise TypeError(f"task {task.name}: a feedback request must be answered by a FeedbackReply")
-        result = await self._client.complete(request.messages, request.reply_model)
+        name = CallName(key, request.prompt_version)
+        result = await self._client.complete(request.messages, request.reply_model, name)
         if result.parsed is None:
             return Feedback(result.outcome, judge=identity, detail=result.detail)
         text = printable(result.parsed.feedback).strip()
@@ -112,7 +110,10 @@ class OpenAIJudge:
 def _unavailable_message(config: JudgeConfig, endpoint: Endpoint, result: CallResult[Any]) -> str:
     status = result.status
     if status in (401, 403):
-        advice = f"the key comes from: {endpoint.key_origin}; set judge.api_key_env to the variable with the right one"
+        advice = (
+            f"the key comes from: {endpoint.key_origin}; set judge.api_key_env to the variable with the right one, or "
+            "correct judge.api_key_command or judge.api_key_file"
+        )
     elif status == 404:
         advice = f"check judge.base_url (most endpoints end in /v1) and judge.model={config.model}"
     elif status is not None and 300 <= status < 400:

@@ -29,13 +29,17 @@ def parse_reply(text: str, reply_model: type[ReplyT]) -> ReplyT:
     """Returns the reply in `text`; raises Unparsable, and nothing else, if there is none.
 
     Prose and code fences around the object are allowed, as is one leading <think> block, which is dropped. No other
-    opening
-    brace may remain outside the object: with several objects, or one inside a broken one, text quoted from the policy
-    could pose as the verdict.
+    opening brace may remain outside the object: with several objects, or one inside a broken one, text quoted from the
+    policy could pose as the verdict. So could text behind a quoted end of thoughts, where a reply stands before it.
     """
     if len(text) > _MAX_CHARACTERS:
         raise Unparsable(f"reply of {len(text)} characters is longer than {_MAX_CHARACTERS}")
-    candidate = _only_object(_THOUGHTS.sub("", text, count=1))
+    thoughts = _THOUGHTS.match(text)
+    if thoughts and not text.lstrip().startswith("<think>") and _holds_reply(thoughts[0], reply_model):
+        raise Unparsable("a reply stands before an end of thoughts that nothing began")
+    if thoughts is None and text.lstrip().startswith("<think>"):
+        raise Unparsable("the thoughts have no end")
+    candidate = _only_object(text[thoughts.end() :] if thoughts else text)
     try:
         return reply_model.model_validate(candidate)
     except pydantic.ValidationError as error:
@@ -48,6 +52,17 @@ def schema_instruction(reply_model: type[pydantic.BaseModel]) -> str:
     """Returns the sentence that states the reply schema inside a prompt."""
     schema = json.dumps(reply_model.model_json_schema(), ensure_ascii=False)
     return f"Answer with one JSON object and nothing else. It must satisfy this JSON schema:\n{schema}"
+
+
+def _holds_reply(text: str, reply_model: type[pydantic.BaseModel]) -> bool:
+    """Whether any object in `text` satisfies the schema."""
+    for start in (match.start() for match in re.finditer(r"\{", text)):
+        try:
+            reply_model.model_validate(_DECODER.raw_decode(text, start)[0])
+            return True
+        except (ValueError, _DuplicateKey, RecursionError):
+            continue
+    return False
 
 
 def _only_object(text: str) -> dict[str, Any]:

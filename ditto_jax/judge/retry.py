@@ -31,11 +31,15 @@ class AttemptFailed(Exception):
 
 
 class TransientFailure(AttemptFailed):
-    """Worth another request, not before `retry_after_s` seconds if the server said so."""
+    """Worth another request, not before `retry_after_s` seconds if the server said so.
 
-    def __init__(self, detail: str, retry_after_s: float | None = None):
+    is_outage: nobody answered, or only to say that the service is broken; an endpoint that is busy is not down.
+    """
+
+    def __init__(self, detail: str, retry_after_s: float | None = None, is_outage: bool = False):
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.is_outage = is_outage
 
 
 class UnparsableFailure(AttemptFailed):
@@ -48,6 +52,14 @@ class RefusedFailure(AttemptFailed):
 
 class PermanentFailure(AttemptFailed):
     """The same request can only fail again: wrong credentials, unknown model, rejected request."""
+
+
+class UnauthorizedFailure(PermanentFailure):
+    """The endpoint does not accept the key: it may have expired."""
+
+
+class BudgetFailure(AttemptFailed):
+    """The request was not sent: it could cost more than is left."""
 
 
 @dataclasses.dataclass

@@ -11,6 +11,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ditto_jax.errors import ConfigError
+from ditto_jax.judge.cache import CallName
+from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 
@@ -41,9 +43,12 @@ def rule_verdict(task: Task[Any], example: Example, conversation: Conversation) 
 
 
 async def asked_verdict(
-    task: Task[Any], example: Example, conversation: Conversation, client: ChatClient, model: str
+    task: Task[Any], example: Example, conversation: Conversation, client: ChatClient, model: str, key: SampleId
 ) -> Verdict:
-    """Returns the task's rule score where it has one, else the score that a model's replies make."""
+    """Returns the task's rule score where it has one, else the score that a model's replies make.
+
+    key: the sample that is scored, by which replies are kept.
+    """
     verdict = task.rule_score(example, conversation)
     if verdict is not None:
         return dataclasses.replace(verdict, judge=rules_identity(task))
@@ -54,7 +59,9 @@ async def asked_verdict(
         )
     versions = ",".join(dict.fromkeys(request.prompt_version for request in requests.values()))
     identity = f"openai:{model}@{versions}"
-    results = await asyncio.gather(*(client.complete(r.messages, r.reply_model) for r in requests.values()))
+    results = await asyncio.gather(
+        *(client.complete(r.messages, r.reply_model, CallName(key, r.prompt_version)) for r in requests.values())
+    )
     replies = {}
     for name, result in zip(requests, results, strict=True):
         if result.outcome is not Outcome.OK or result.parsed is None:

@@ -8,17 +8,13 @@ row is ever handed to some default task.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ditto_jax.errors import ConfigError, MissingInputError
+from ditto_jax.errors import ConfigError
+from ditto_jax.own_code import from_file
 from ditto_jax.tasks.base import Task, options_from
 from ditto_jax.tasks.released import SOUL, canonical, unusable
 
@@ -83,29 +79,5 @@ def _checked(loaded: object, name: str, where: str) -> type[Task]:
 
 
 def _from_file(name: str) -> type[Task]:
-    file, _, attribute = name.rpartition(":")
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise MissingInputError(f"task {name!r}: no such file; give the path of a Python file, as in path.py:MyTask")
-    module = _module(path)
-    if not hasattr(module, attribute):
-        raise ConfigError(f"task {name!r}: {path} has no {attribute!r}; name a subclass of Task in it")
-    return _checked(getattr(module, attribute), name, f"{path}:{attribute}")
-
-
-def _module(path: Path) -> ModuleType:
-    """The module of a file, loaded once: dataclasses and pydantic look their module up by name."""
-    unique = f"ditto_jax_own_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return module
+    found = from_file(name, f"task {name!r}", "a subclass of Task", "path.py:MyTask")
+    return _checked(found, name, name)

@@ -93,6 +93,7 @@ def openai_config(base_url: str, **changes: Any) -> JudgeConfig:
         "timeout_s": 20.0,
         "max_retries": 3,
         "unparsable_retries": 1,
+        "max_outage_s": 0.0,
     }
     return JudgeConfig(**(values | changes))
 

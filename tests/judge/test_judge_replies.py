@@ -75,6 +75,8 @@ def test_a_valid_reply_is_found_inside_prose_without_braces(score: float, prose:
         '{"why": "no score"}',
         "",
         "9",
+        '{"score": 9}</think>{"score": 3}',  # the end of thoughts may be quoted from the policy, and what follows it
+        '<think>The draft says {"score": 9}',
     ],
 )
 def test_ambiguous_broken_and_out_of_range_replies_are_not_accepted(text: str):
@@ -87,7 +89,7 @@ def test_ambiguous_broken_and_out_of_range_replies_are_not_accepted(text: str):
         '{"score": 3}',
         '```json\n{"score": 3}\n```',
         '<think>{"score": 9}</think>{"score": 3}',
-        '{"score": 9}</think>{"score": 3}',
+        'It may be {9} or so.</think>{"score": 3}',
     ],
 )
 def test_fences_and_thoughts_around_one_object_are_dropped(text: str):

@@ -96,7 +96,14 @@ def test_the_key_is_in_no_repr_log_detail_or_exception(caplog: pytest.LogCapture
             asyncio.run(judge.check())
         said += traceback.format_exception(raised.value)
         said += ask(judge, times=2)
-        said += [judge, judge.identity, vars(judge), vars(judge._client), judge._endpoint, judge.counters()]
+        said += [
+            judge,
+            judge.identity,
+            vars(judge),
+            vars(judge._client),
+            vars(judge._endpoint.credentials),
+            judge.counters(),
+        ]
     text = "\n".join(f"{item!s}\n{item!r}" for item in said) + caplog.text
     assert "sk-a-key" not in text  # not even its beginning
     assert "wrong key [key]" in text
@@ -180,7 +187,8 @@ def test_the_endpoint_comes_from_the_settings_or_the_environment_and_never_from_
     endpoint = resolve_endpoint(unset, environ)
     assert endpoint.url == "http://127.0.0.1:2/v1"
     assert "OPENAI_BASE_URL" in endpoint.url_origin
-    assert endpoint.key is not None and endpoint.key.get_secret_value() == KEY
+    key = endpoint.credentials.known
+    assert key is not None and key.get_secret_value() == KEY
     with pytest.raises(ConfigError, match="neither is OPENAI_BASE_URL"):
         resolve_endpoint(unset, {KEY_ENV: KEY})
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL"):
