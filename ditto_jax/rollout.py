@@ -8,10 +8,11 @@ below the gate is asked about in words, and words that pass the leak filter give
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
-from ditto_jax.chat import common_prefix
-from ditto_jax.engine import Abandoned, Attempt, Engine, Played
+from ditto_jax.chat import ChatFormat, common_prefix
+from ditto_jax.engine import Abandoned, Attempt, Played
 from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import Room
@@ -24,31 +25,68 @@ from model.sampling import SamplingParams
 _NOBODY, _FILTER = "none", "filter"
 
 
+ResultT = TypeVar("ResultT")
+
+
+class Player(Protocol):
+    """Whoever plays episodes: the engine with weights at hand, or a policy behind an endpoint."""
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How chats become tokens; None where that is an endpoint's business."""
+        ...
+
+    async def play(
+        self,
+        params: Params,
+        sampling: SamplingParams,
+        attempts: Sequence[Attempt],
+        judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
+    ) -> list[ResultT]:
+        """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Who samples with what: the engine, the weights of this step, how tokens are drawn, and what a prompt may hold."""
+    """Who samples with what: the player, the weights of this step, how tokens are drawn, and what a prompt may hold.
 
-    engine: Engine
+    room: None where prompts are not measured before they are sent.
+    """
+
+    engine: Player
     params: Params
     settings: SamplingParams
     seed: int
     step: int
-    room: Room
+    room: Room | None
 
 
 async def draft_rollouts(
-    sampling: Sampling, judge: Judge, prompts: Sequence[Prompt], samples: int, feedback_below: float | None
+    sampling: Sampling,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    samples: int,
+    feedback_below: float | None,
+    slots: Sequence[tuple[int, int]] | None = None,
+    judged: Callable[[Rollout], None] = lambda rollout: None,
 ) -> list[Rollout]:
-    """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
+    """Returns `samples` judged drafts per prompt, in (prompt, sample) order; of `slots` only those, if given.
 
     feedback_below: drafts that score below it are asked about in words, unless the gate of their task says otherwise;
     None asks for none at all. A draft whose score failed is not asked about: there is nothing to say about an
-    unjudged draft.
+    unjudged draft. judged: told of every draft as soon as it is judged.
     """
-    slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
+    if slots is None:
+        slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
     attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT) for p, s in slots]
 
-    async def judged(index: int, played: Played | Abandoned) -> Rollout:
+    async def assess(index: int, played: Played | Abandoned) -> Rollout:
+        rollout = await draft(index, played)
+        judged(rollout)
+        return rollout
+
+    async def draft(index: int, played: Played | Abandoned) -> Rollout:
         p, s = slots[index]
         task, example = prompts[p].task, prompts[p].example
         if isinstance(played, Abandoned):
@@ -72,7 +110,7 @@ async def draft_rollouts(
             partners=played.partners,
         )
 
-    return await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+    return await sampling.engine.play(sampling.params, sampling.settings, attempts, assess)
 
 
 def _is_asked_about(
@@ -93,9 +131,9 @@ async def words_about(
     """Returns the judge's words about a draft; words without room in the prompt become the outcome OVER_BUDGET."""
     task, example = prompt.task, prompt.example
     feedback = await judge.feedback(task, example, conversation, verdict, key)
-    if not feedback.usable:
-        return feedback
     chat_format = sampling.engine.chat_format
+    if not feedback.usable or sampling.room is None or chat_format is None:
+        return feedback
     plain_openings = task.openings(example)
     for role, opening in task.openings(example, feedback.text).items():
         plain, hinted = chat_format.open(plain_openings[role]), chat_format.open(opening)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from ditto_jax.api_engine import ApiEngine
 from ditto_jax.config import MeshConfig, RunConfig, TaskConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError, MissingInputError
@@ -24,6 +25,7 @@ from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
 from ditto_jax.prompts import LoadedTask, PromptStream, load_task
+from ditto_jax.rollout import Player
 from ditto_jax.tasks.splits import require_disjoint
 from model.partition import make_mesh
 
@@ -33,12 +35,10 @@ _WHERE_DATA = "fetch it and set source.path (or the variable in it, such as SOUL
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a run works with. `skipped`: optional tasks of the evaluation that cannot be measured, and why."""
+class EvaluationParts:
+    """What an evaluation works with. `skipped`: optional tasks of the evaluation that cannot be measured, and why."""
 
-    mesh: Mesh
-    policy: Policy
-    engine: Engine
+    player: Player
     judge: JudgeDesk
     judges: Judges
     partners: Partners
@@ -55,10 +55,41 @@ class Parts:
         await self.judges.aclose()
         await self.partners.aclose()
 
+    def release(self) -> None:
+        """Lets go of what playing has left on the devices."""
+
     def counters(self) -> dict[str, float]:
         """Cumulative counts and costs of judges (`judge/…`) and partners (`partner/…`)."""
         judged = {f"judge/{name}": value for name, value in self.judge.counters().items()}
         return {**judged, **{f"partner/{name}": value for name, value in self.partners.counters().items()}}
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointParts(EvaluationParts):
+    """What an evaluation of a policy behind an endpoint works with: neither weights nor devices."""
+
+    endpoint: ApiEngine
+
+    async def check(self) -> None:
+        """Raises JudgeUnavailableError if the policy, the judge or a partner cannot be asked."""
+        await self.endpoint.check()
+        await super().check()
+
+    async def aclose(self) -> None:
+        await self.endpoint.aclose()
+        await super().aclose()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(EvaluationParts):
+    """What a run with weights of its own works with. `engine` is the player."""
+
+    mesh: Mesh
+    policy: Policy
+    engine: Engine
+
+    def release(self) -> None:
+        self.engine.sampler.release()
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -124,15 +155,40 @@ def _listed(skipped: Mapping[str, str]) -> str:
     return "; ".join(f"{label}: {why}" for label, why in skipped.items())
 
 
+def _evaluation_tasks(config: RunConfig) -> tuple[tuple[LoadedTask, ...], dict[str, str]]:
+    evaluation, skipped = load_tasks(config.evaluation.tasks)
+    if config.evaluation.tasks and not evaluation:
+        raise MissingInputError(f"evaluation.tasks: {_listed(skipped)}; {_WHERE_DATA}")
+    return evaluation, skipped
+
+
+def assemble_endpoint(config: RunConfig) -> EndpointParts:
+    """Returns the parts of an evaluation of a policy behind an endpoint; touches no device.
+
+    Raises a DittoError that says what is missing or cannot work.
+    """
+    evaluation, skipped = _evaluation_tasks(config)
+    judge = _desk(config, evaluation)
+    content_free = None
+    if config.evaluation.with_feedback:
+        content_free = _desk(config, evaluation, feedback_content="content_free")
+    partners = RoleBook(config.partner, config.endpoints)
+    endpoint = ApiEngine(config.policy, partners, config.rollout.stop_strings)
+    return EndpointParts(endpoint, judge, Judges(judge, content_free), partners, evaluation, skipped, endpoint)
+
+
 def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
     """Returns the parts of a run; `training`: the tasks that it trains on.
 
     Raises a DittoError that says what is missing or cannot work.
     """
+    if config.policy.kind != "local":
+        raise ConfigError(
+            f"policy.kind={config.policy.kind}: a policy behind an endpoint can be evaluated, not trained; leave "
+            "policy.kind at local and name a model_name_or_path"
+        )
     mesh = mesh_of(config.mesh)
-    evaluation, skipped = load_tasks(config.evaluation.tasks)
-    if config.evaluation.tasks and not evaluation:
-        raise MissingInputError(f"evaluation.tasks: {_listed(skipped)}; {_WHERE_DATA}")
+    evaluation, skipped = _evaluation_tasks(config)
     if not config.evaluation.allow_overlap:
         check_held_out(training, evaluation)
     policy = load_policy(
@@ -168,7 +224,8 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         raise ConfigError(f"evaluation.tasks: {_listed(skipped | too_long)}")
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
-    return Parts(mesh, policy, engine, judge, Judges(judge, content_free), partners, evaluation, skipped | too_long)
+    judges = Judges(judge, content_free)
+    return Parts(engine, judge, judges, partners, evaluation, skipped | too_long, mesh, policy, engine)
 
 
 def _with_room(

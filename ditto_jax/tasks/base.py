@@ -113,6 +113,7 @@ class Task(abc.ABC, Generic[OptionsT]):
     sources: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # kind of source → splits that it has
     many_turns: ClassVar[bool] = False  # whether the policy may speak more than once in an episode
     in_character: ClassVar[bool] = False  # whether its replies are somebody's speech, not answers about somebody
+    simulates_user: ClassVar[bool] = False  # whether that somebody is the user of an assistant
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -204,6 +205,10 @@ class Task(abc.ABC, Generic[OptionsT]):
     def batch_metrics(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         """Returns metrics that exist only over many conversations; evaluation calls it once a task."""
         return {}
+
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" or "missing" if the policy ended a dialogue too early or not at all; "" otherwise."""
+        return ""
 
     def breakdown(self, example: Example) -> Mapping[str, str]:
         """Returns the labels that evaluation groups by, for example {"order": "2"}."""

@@ -103,8 +103,10 @@ def test_help_names_the_flags(capsys):
 def evaluate_all(folder: Path, *words: str) -> list[dict]:
     command = ["eval", "--tasks", "all", "--limit", "2", "--output_dir", str(folder), "--run_name", "all"]
     assert main([*command, *words]) == 0
-    rows = json.loads((folder / "all" / "evaluation.json").read_text())
-    lines = (folder / "all" / "evaluation.md").read_text().splitlines()
+    written = json.loads((folder / "all" / "evaluation.json").read_text())
+    assert written["schema_version"] == 1 and written["soul_average"]["is_complete"] is False
+    rows = written["tasks"]
+    lines = (folder / "all" / "evaluation.md").read_text().split("\n\n")[0].splitlines()
     assert lines[0] == f"| {' | '.join(COLUMNS)} |" and len(lines) == len(rows) + 2
     assert sorted(row["task"] for row in rows) == sorted(SOUL)
     return rows

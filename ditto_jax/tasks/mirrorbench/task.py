@@ -92,6 +92,7 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
     options_type = MirrorBenchOptions
     many_turns = True
     in_character = True
+    simulates_user = True
     sources: ClassVar = {"files": ("test",), "parquet": SPLITS}
 
     def read_files(self, path: Path, source: Source) -> list[Example]:
@@ -108,6 +109,10 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
 
     def breakdown(self, example: Example) -> Mapping[str, str]:
         return {"dataset": str(example.payload["dataset"])}
+
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" for a user who falls silent while the real one went on."""
+        return "premature" if conversation.facts.get("ended") == "silence" else ""
 
     def slots(self, example: Example) -> tuple[Mapping[str, str], ...]:
         """Returns the turns of the real chat that are played: the first `max_turns`, up to the last user turn."""
