@@ -99,11 +99,14 @@ def _clustered(samples: Sequence[Sample], config: EvalConfig) -> dict[str, Any] 
     means, clusters = item_means(sample.as_row() for sample in samples)
     if len(set(clusters)) == len(means):
         return None
+    count, method = len(set(clusters)), "bootstrap-clusters"
     bounds = clustered_interval(means, clusters, config.confidence, config.bootstrap)
+    if len(set(means)) == 1:  # resampling equal scores says nothing; as if each cluster were one item
+        estimate = estimate_mean([means[:1]] * count, config.confidence)
+        bounds, method = (estimate.low, estimate.high) if estimate and estimate.method == "wilson" else None, "wilson"
     if bounds is None:
         return None
-    named = {"low": bounds[0], "high": bounds[1], "confidence": config.confidence}
-    return {**named, "method": "bootstrap-clusters", "clusters": len(set(clusters))}
+    return {"low": bounds[0], "high": bounds[1], "confidence": config.confidence, "method": method, "clusters": count}
 
 
 def _judges(samples: Iterable[Sample]) -> list[dict[str, Any]]:

@@ -113,8 +113,8 @@ def load_tasks(configs: Sequence[TaskConfig], training: bool = False) -> tuple[t
     return tuple(loaded), skipped
 
 
-def _desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
-    """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
+def judge_desk(config: RunConfig, tasks: Sequence[LoadedTask], **changes: Any) -> JudgeDesk:
+    """Returns the judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
     made: dict[JudgeConfig, Judge] = {}
 
     def one(settings: JudgeConfig) -> Judge:
@@ -168,10 +168,10 @@ def assemble_endpoint(config: RunConfig) -> EndpointParts:
     Raises a DittoError that says what is missing or cannot work.
     """
     evaluation, skipped = _evaluation_tasks(config)
-    judge = _desk(config, evaluation)
+    judge = judge_desk(config, evaluation)
     content_free = None
     if config.evaluation.with_feedback:
-        content_free = _desk(config, evaluation, feedback_content="content_free")
+        content_free = judge_desk(config, evaluation, feedback_content="content_free")
     partners = RoleBook(config.partner, config.endpoints)
     endpoint = ApiEngine(config.policy, partners, config.rollout.stop_strings)
     return EndpointParts(endpoint, judge, Judges(judge, content_free), partners, evaluation, skipped, endpoint)
@@ -199,10 +199,10 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         quantization=config.quantization,
         attention=config.attention,
     )
-    judge = _desk(config, [*training, *evaluation])
+    judge = judge_desk(config, [*training, *evaluation])
     content_free = None
     if config.evaluation.with_feedback:
-        content_free = _desk(config, evaluation, feedback_content="content_free")
+        content_free = judge_desk(config, evaluation, feedback_content="content_free")
     partners = RoleBook(config.partner, config.endpoints)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(

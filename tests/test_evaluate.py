@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,48 @@ def test_the_same_evaluation_again_measures_again(policy_folder, tmp_path):
     first = read_evaluations(run)
     (run.evaluations / "hitom" / "step_000000.json").unlink()
     assert read_evaluations(RunDirectory(run_evaluation(config, []))) == first
+
+
+def test_a_killed_evaluation_goes_on_with_the_samples_that_it_lacks(policy_folder, tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    class Mortal(RulesJudge):
+        dies_after = 3
+
+        async def score(self, task, example, conversation, key) -> Verdict:
+            if len(asked) == Mortal.dies_after:
+                raise JudgeUnavailableError("killed")
+            asked.append(key.prompt_id)
+            return await super().score(task, example, conversation, key)
+
+    straight = RunDirectory(run_evaluation(eval_config(policy_folder, tmp_path, run_name="straight"), []))
+    monkeypatch.setattr(setup, "make_judge", Mortal)
+    config = eval_config(policy_folder, tmp_path)
+    with pytest.raises(JudgeUnavailableError, match="killed"):
+        run_evaluation(config, [])
+    run = RunDirectory(tmp_path / "measured")
+    samples = run.evaluations / "hitom" / "samples_000000.jsonl"
+    assert len(samples.read_text().splitlines()) == 3 and not read_evaluations(run)
+    samples.write_text(samples.read_text()[:-20])  # and the last line was torn
+    Mortal.dies_after = 10**9
+    run_evaluation(config, [])
+    assert len(asked) == 3 + (ITEMS - 2)
+    assert read_evaluations(run) == read_evaluations(straight)
+    assert samples.read_text() == (straight.evaluations / "hitom" / "samples_000000.jsonl").read_text()
+
+
+def test_samples_of_other_weights_are_not_kept(policy_folder, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    config = eval_config(folder, tmp_path)
+    samples = RunDirectory(run_evaluation(config, [])).evaluations / "hitom" / "samples_000000.jsonl"
+    first = samples.read_text()
+    run_evaluation(config, [])
+    assert samples.read_text() == first
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    run_evaluation(config, [])
+    keys = [{json.loads(line)["key"] for line in text.splitlines()} for text in (first, samples.read_text())]
+    assert not keys[0] & keys[1]
 
 
 def test_a_training_run_keeps_its_directory_for_itself(trained):

@@ -32,14 +32,18 @@ class JudgeDesk:
 
     def judge_of(self, task: Task[Any]) -> str:
         """Returns the identity of the judge that scores a task."""
-        return self._scorers.get(task, self._default).identity
+        return self.scorer_of(task).identity
+
+    def scorer_of(self, task: Task[Any]) -> Judge:
+        """Returns the judge that scores a task."""
+        return self._scorers.get(task, self._default)
 
     async def check(self) -> None:
         for judge in self._all():
             await judge.check()
 
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        return await self._scorers.get(task, self._default).score(task, example, conversation, key)
+        return await self.scorer_of(task).score(task, example, conversation, key)
 
     async def feedback(
         self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId

@@ -65,6 +65,17 @@ class JudgeRequest:
     prompt_version: str
 
 
+@dataclasses.dataclass(frozen=True)
+class PairQuestion:
+    """A choice between two sides, in both orders; the reply's `verdict` is "A", "B" or "TIE".
+
+    in_order shows the first side as A, swapped as B.
+    """
+
+    in_order: JudgeRequest
+    swapped: JudgeRequest
+
+
 class FeedbackReply(pydantic.BaseModel):
     """Reply schema of every feedback request."""
 
@@ -204,6 +215,18 @@ class Task(abc.ABC, Generic[OptionsT]):
 
     def batch_metrics(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         """Returns metrics that exist only over many conversations; evaluation calls it once a task."""
+        return {}
+
+    def controls(self, example: Example, conversation: Conversation) -> Mapping[str, tuple[Example, Conversation]]:
+        """Returns what a judge may be checked with, by name: an example and a conversation with a score to be expected.
+
+        "human_vs_human" has the real person's words in the place of the policy's, "proxy_vs_proxy" the policy's in the
+        place of the real person's.
+        """
+        return {}
+
+    def pair_questions(self, example: Example, conversation: Conversation) -> Mapping[str, PairQuestion]:
+        """Returns choices between the policy's and the real person's words, by name: "proxy_vs_human" and controls."""
         return {}
 
     def ending(self, example: Example, conversation: Conversation) -> str:

@@ -64,6 +64,25 @@ def test_training_on_a_named_task_also_measures_its_held_out_split():
     assert (measured["source"]["split"], measured["source"]["limit"]) == ("test", 7)
 
 
+def test_limit_and_split_alone_are_for_the_tasks_that_a_config_evaluates(tmp_path):
+    file = tmp_path / "own.yaml"
+    listed = [{"name": "hitom", "label": "mine", "source": {"limit": 9, "seed": 4}}, {"name": "mistakes"}]
+    file.write_text(yaml.safe_dump({"evaluation": {"tasks": listed}}))
+    words = spelled_out(["--config", str(file), "--limit", "3", "--split", "validation"], "eval")
+    assert [task.get("label") or task["name"] for task in records(words)] == ["mine", "mistakes"]
+    assert records(words)[0]["source"] == {"limit": 3, "seed": 4, "split": "validation"}
+    named = spelled_out(["--tasks", "hitom", "--split", "train"], "eval")
+    assert records(named)[0]["source"]["split"] == "train"
+
+
+def test_short_names_set_what_they_stand_for():
+    words = spelled_out(["--num_trials", "4", "--max-concurrency", "2", "--evaluation.temperature", "1"], "eval")
+    assert words == [
+        *("--evaluation.temperature", "1", "--evaluation.num_samples", "4"),
+        *("--policy.max_concurrent", "2", "--judge.max_concurrent", "2", "--partner.max_concurrent", "2"),
+    ]
+
+
 @pytest.mark.parametrize("words", [["--seed", "1"], ["--tasks", "[{name: hitom}]"], ["--config", "quickstart.yaml"]])
 def test_words_that_name_no_task_are_left_alone(words):
     assert spelled_out(words, "train") == words
@@ -81,6 +100,11 @@ def test_words_that_name_no_task_are_left_alone(words):
         (["--tasks", "all,hitom"], 2, "'all' already names every task"),
         (["--tasks", "all", "--limit", "0"], 2, "--limit: '0' must be a positive number"),
         (["--limit", "5"], 2, "name the tasks that it is for"),
+        (["--split", "test"], 2, "--split test: name the tasks that it is for"),
+        (["--tasks", "hitom", "--split", "dev"], 2, "invalid choice: 'dev'"),
+        (["--num_trials", "0"], 2, "--num_trials: '0' must be a positive number"),
+        (["--num_trials", "2", "--evaluation.num_samples", "3"], 2, "give one of the two"),
+        (["--tasks", "hitom", "--num_trials", "2"], 2, "set evaluation.temperature to 1.0"),
         (["--tasks", "hitom", "--evaluation.tasks", "[{name: hitom}]"], 2, "give one of the two"),
         (["--tasks", "lifechoices"], 3, "task 'lifechoices' has no generator"),
     ],
