@@ -102,7 +102,8 @@ def _read(args: Sequence[str], verb: str) -> tuple[argparse.Namespace, list[str]
         named, rest = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
         rule = "name a YAML file, for example --config configs/quickstart.yaml"
-        raise ConfigError(f"{error.argument_name}: {rule if 'config' in str(error) else error.message}") from None
+        flag = str(error.argument_name).partition("/")[0]
+        raise ConfigError(f"{flag}: {rule if 'config' in str(error) else error.message}") from None
     if named.tasks is not None and named.tasks.lstrip().startswith(("[", "{")):
         rest, named.tasks = [*rest, "--tasks", named.tasks], None
     given = _flags(rest)
