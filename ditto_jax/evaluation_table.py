@@ -98,7 +98,7 @@ def _account(row: Mapping[str, Any]) -> str:
 def _score(row: Mapping[str, Any]) -> str:
     if row["score"] is None:
         return "none"
-    interval = row["clustered_interval"] or row["interval"]  # the wider one: items that share a story are not apart
+    interval = row["clustered_interval"] or row["interval"]  # questions on one story are not independent
     around = "" if interval is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]"
     trials = f"x{row['trials']}" if row["trials"] > 1 else ""
     return f"{row['score']:.3f}{around}, n={row['n']}{trials}"
