@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig, ShadowConfig
+from ditto_jax.judge.config import JudgeConfig, PartnerConfig, PolicyConfig, RoleConfig, ShadowConfig
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
 from ditto_jax.slot_shapes import SamplerShapes
@@ -195,7 +195,7 @@ class RunConfig:
     of a frozen base in 8 bits, those of the layers (int8) or all (int8_all). attention: the kernel of training, scoring
     and prefill (docs/models.md); auto takes that of the device. lora: train adapters and leave the base
     as it is; without it, or with rank 0, all parameters are trained. adapter_name_or_path: PEFT folder with adapters to
-    begin with, or to evaluate.
+    begin with, or to evaluate. policy: an endpoint to evaluate in the place of model_name_or_path.
     """
 
     model_name_or_path: str = ""
@@ -214,6 +214,7 @@ class RunConfig:
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     sampler: SamplerShapes = dataclasses.field(default_factory=SamplerShapes)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     shadow: ShadowConfig = dataclasses.field(default_factory=ShadowConfig)
     partner: PartnerConfig = dataclasses.field(default_factory=PartnerConfig)

@@ -1,41 +1,40 @@
-"""Evaluation without feedback: the same episodes and scorers as training, fixed keys, and intervals.
+"""Evaluation without feedback: the same episodes and scorers as training, fixed keys, samples kept as they are judged.
 
-In: tasks, an engine, weights. Out: one JSON record a task (schema below) and one line a sample. With `with_feedback`
-it also measures what one refined attempt under real words and under content-free words makes of the wrong drafts: the
-control that shows whether the policy reads. Failed verdicts are left out and counted, never scored.
+checkpoint, **evaluation**, report
+
+In: tasks, a player (the engine, or an endpoint), weights. Out: one JSON record a task and one line a sample. With
+`with_feedback` it also measures what one refined attempt under real words and under content-free words makes of the
+wrong drafts: the control that shows whether the policy reads. Failed verdicts are left out and counted, never scored.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ditto_jax.config import EvalConfig
 from ditto_jax.engine import Engine
+from ditto_jax.evaluation_record import as_measured, task_record
+from ditto_jax.evaluation_samples import Sample, SampleFile, digest, item_digest, lines_of, sample_of
 from ditto_jax.judge.base import Judge
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import room_of
 from ditto_jax.prompts import LoadedTask, Prompt
-from ditto_jax.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts, words_about
+from ditto_jax.rollout import Player, Sampling, draft_rollouts, refined_rollouts, words_about
 from ditto_jax.run_dir import RunDirectory, write_atomically
-from ditto_jax.statistics import Estimate, estimate_mean
-from ditto_jax.tasks.base import Scored
+from ditto_jax.statistics import estimate_mean
 from ditto_jax.types import Rollout
 from model.llama import Params
 from model.sampling import SamplingParams
 
-SCHEMA_VERSION = 1
-
 
 @dataclasses.dataclass(frozen=True)
 class TaskEvaluation:
-    """record: the JSON summary of one task; samples: one dictionary per sample."""
+    """record: the JSON summary of one task; samples: one row for every item and trial, in order."""
 
     label: str
     record: dict[str, Any]
@@ -57,22 +56,57 @@ class Judges:
 
 
 async def evaluate_task(
-    loaded: LoadedTask, engine: Engine, params: Params, config: EvalConfig, judges: Judges, seed: int, step: int
+    loaded: LoadedTask,
+    player: Player,
+    params: Params,
+    config: EvalConfig,
+    judges: Judges,
+    seed: int,
+    step: int,
+    file: SampleFile | None = None,
+    policy: str = "",
 ) -> TaskEvaluation:
     """Returns the evaluation of one task on the weights of training step `step`.
 
     Keys derive from (seed, item, sample) and not from `step`, so that before and after differ in the weights alone.
+    file: where samples are kept as they are judged; those that it holds already are not played again. policy: what the
+    samples are of, by which kept ones are told apart.
     """
     prompts = loaded.prompts
-    sampling = Sampling(engine, params, SamplingParams(temperature=config.temperature), seed, 0, room_of(engine))
-    drafts = await draft_rollouts(sampling, judges.judge, prompts, config.num_samples, None)
-    record = _record(loaded, drafts, config, judges.judge, step)
-    record["metrics"] = _metrics(loaded, drafts, config)
+    judge = judges.judge
+    who = judge.judge_of(loaded.task) if isinstance(judge, JudgeDesk) else judge.identity
+    room = room_of(player) if isinstance(player, Engine) else None
+    sampling = Sampling(player, params, SamplingParams(temperature=config.temperature), seed, 0, room)
+    items = [item_digest(prompt) for prompt in prompts]
+    decided_by = [policy, step, seed, config.temperature, who, loaded.task.version, str(loaded.task.options)]
+
+    def key(slot: tuple[int, int]) -> str:
+        return digest([items[slot[0]], prompts[slot[0]].id, slot[1], *decided_by])
+
+    found: dict[tuple[int, int], Sample] = {}
+    missing = []
+    for slot in [(p, s) for p in range(len(prompts)) for s in range(config.num_samples)]:
+        kept = None if file is None else file.kept(loaded, prompts[slot[0]].example, slot[1], key(slot))
+        if kept is None:
+            missing.append(slot)
+        else:
+            found[slot] = kept
+
+    def keep(rollout: Rollout) -> None:
+        slot = (rollout.prompt_index, rollout.sample_index)
+        found[slot] = sample_of(loaded, rollout, items[slot[0]], key(slot))
+        if file is not None:
+            file.append(found[slot])
+
+    await draft_rollouts(sampling, judge, prompts, config.num_samples, None, slots=missing, judged=keep)
+    samples = [found[slot] for slot in sorted(found)]
+    record = task_record(loaded, samples, config, who, step)
     if config.with_feedback and judges.content_free is not None:
+        drafts = [found[slot].as_draft(slot[0]) for slot in sorted(found)]
         wrong = [r for r in drafts if r.verdict.score is not None and r.verdict.score < 1.0]
-        for name, judge in (("feedback", judges.judge), ("content_free_feedback", judges.content_free)):
-            record["fixed_by_" + name] = await _fixed(sampling, judge, prompts, wrong, config)
-    return TaskEvaluation(loaded.label, record, [_sample(loaded, r) for r in drafts])
+        for name, one in (("feedback", judge), ("content_free_feedback", judges.content_free)):
+            record["fixed_by_" + name] = await _fixed(sampling, one, prompts, wrong, config)
+    return TaskEvaluation(loaded.label, record, [sample.as_row() for sample in samples])
 
 
 async def _fixed(
@@ -90,127 +124,23 @@ async def _fixed(
     refined = await refined_rollouts(sampling, judge, prompts, asked)
     scores = [[r.verdict.score] for r in refined if r.verdict.score is not None]
     estimate = estimate_mean(scores, config.confidence, config.bootstrap)
-    return {
-        "value": None if estimate is None else estimate.value,
-        "interval": _interval(estimate),
-        "n": len(scores),
-        "without_usable_feedback": len(wrong) - len(refined),
-    }
+    return {**as_measured(estimate), "without_usable_feedback": len(wrong) - len(refined)}
 
 
-def _interval(estimate: Estimate | None) -> dict[str, Any] | None:
-    if estimate is None or not math.isfinite(estimate.high - estimate.low):
-        return None
-    return {
-        "low": estimate.low,
-        "high": estimate.high,
-        "confidence": estimate.confidence,
-        "method": estimate.method,
-    }
+def sample_file(run: RunDirectory, label: str, step: int, keep: bool) -> SampleFile:
+    """Returns the file of a task's samples at a step; `keep` what it holds.
 
-
-def _scores_by_item(rollouts: Sequence[Rollout]) -> list[list[float]]:
-    items: dict[int, list[float]] = collections.defaultdict(list)
-    for rollout in rollouts:
-        if rollout.verdict.score is not None:
-            items[rollout.prompt_index].append(rollout.verdict.score)
-    return list(items.values())
-
-
-def _record(
-    loaded: LoadedTask, rollouts: Sequence[Rollout], config: EvalConfig, judge: Judge, step: int
-) -> dict[str, Any]:
-    estimate = estimate_mean(_scores_by_item(rollouts), config.confidence, config.bootstrap)
-    groups: dict[str, dict[str, list[Rollout]]] = collections.defaultdict(lambda: collections.defaultdict(list))
-    for rollout in rollouts:
-        for name, value in loaded.task.breakdown(rollout.example).items():
-            groups[name][value].append(rollout)
-    lengths = [sum(int(t.loss_mask.sum()) for t in r.transcripts.values()) for r in rollouts]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "label": loaded.label,
-        "task": loaded.task.name,
-        "task_version": loaded.task.version,
-        "metric": "mean_score",
-        "value": None if estimate is None else estimate.value,
-        "interval": _interval(estimate),
-        "n": 0 if estimate is None else estimate.n,
-        "trials": config.num_samples,
-        "temperature": config.temperature,
-        "judge": judge.judge_of(loaded.task) if isinstance(judge, JudgeDesk) else judge.identity,
-        "scored_by": sorted({r.verdict.judge for r in rollouts if r.verdict.score is not None}),
-        "partners": {role: who for r in rollouts for role, who in r.partners.items()},
-        "source": _source(loaded),
-        "rows": {**loaded.rows.as_dict(), "used": len(loaded.examples)},
-        "outcomes": {k.removeprefix("judge/"): v for k, v in outcome_counts(rollouts).items() if "score" in k},
-        "step": step,
-        "truncated_fraction": sum(r.truncated for r in rollouts) / max(1, len(rollouts)),
-        "mean_completion_tokens": sum(lengths) / max(1, len(lengths)),
-        "breakdown": {name: _values(values, config) for name, values in sorted(groups.items())},
-    }
-
-
-def _source(loaded: LoadedTask) -> dict[str, Any] | None:
-    """Which source the rows are of, and whether they stand in for real data; None for a task without settings."""
-    if loaded.config is None:
-        return None
-    source = loaded.config.source
-    stand_in = source.kind == "generated" and len(loaded.task.sources) > 1
-    return {"kind": source.kind, "path": source.path, "split": source.split, "stand_in": stand_in}
-
-
-def _metrics(loaded: LoadedTask, rollouts: Sequence[Rollout], config: EvalConfig) -> dict[str, Any]:
-    """The dimensions of the score with intervals, and what the task measures over all its conversations."""
-    scored = [r for r in rollouts if r.verdict.score is not None]
-    by_name: dict[str, dict[int, list[float]]] = collections.defaultdict(lambda: collections.defaultdict(list))
-    for rollout in scored:
-        for name, value in rollout.verdict.dimensions.items():
-            by_name[name][rollout.prompt_index].append(value)
-    metrics: dict[str, Any] = {}
-    for name, items in sorted(by_name.items()):
-        estimate = estimate_mean(list(items.values()), config.confidence, config.bootstrap)
-        if estimate is not None:
-            metrics[name] = {"value": estimate.value, "interval": _interval(estimate), "n": estimate.n}
-    batch = loaded.task.batch_metrics([Scored(r.example, r.conversation, r.verdict) for r in scored])
-    return {**metrics, **{name: {"value": value, "n": len(scored)} for name, value in sorted(batch.items())}}
-
-
-def _values(values: Mapping[str, Sequence[Rollout]], config: EvalConfig) -> dict[str, Any]:
-    table = {}
-    for value, rollouts in sorted(values.items()):
-        estimate = estimate_mean(_scores_by_item(rollouts), config.confidence, config.bootstrap)
-        table[value] = {
-            "value": None if estimate is None else estimate.value,
-            "interval": _interval(estimate),
-            "n": 0 if estimate is None else estimate.n,
-        }
-    return table
-
-
-def _sample(loaded: LoadedTask, rollout: Rollout) -> dict[str, Any]:
-    return {
-        "id": rollout.example.id,
-        "sample": rollout.sample_index,
-        "prompt": [dataclasses.asdict(m) for m in rollout.conversation.messages[:-1]],
-        "reply": rollout.conversation.reply,
-        "gold": rollout.example.gold,
-        "turns": [dataclasses.asdict(turn) for turn in rollout.conversation.turns],
-        "facts": dict(rollout.conversation.facts),
-        "partners": dict(rollout.partners),
-        "outcome": rollout.verdict.outcome.value,
-        "dimensions": dict(rollout.verdict.dimensions),
-        "detail": rollout.verdict.detail,
-        "score": rollout.verdict.score,
-        "labels": dict(loaded.task.breakdown(rollout.example)),
-    }
+    The record of an earlier evaluation goes: while samples are missing there is no result.
+    """
+    (run.evaluations / label / f"step_{step:06d}.json").unlink(missing_ok=True)
+    return SampleFile(run.evaluations / label / f"samples_{step:06d}.jsonl", keep)
 
 
 def write_evaluation(run: RunDirectory, evaluation: TaskEvaluation, step: int) -> None:
-    """Writes eval/<label>/step_<n>.json and samples_<n>.jsonl."""
+    """Writes eval/<label>/samples_<n>.jsonl, then step_<n>.json, which says that the former is complete."""
     folder = run.evaluations / evaluation.label
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in evaluation.samples)
-    write_atomically(folder / f"samples_{step:06d}.jsonl", text)
+    write_atomically(folder / f"samples_{step:06d}.jsonl", lines_of(evaluation.samples))
     write_atomically(folder / f"step_{step:06d}.json", json.dumps(evaluation.record, indent=1) + "\n")
 
 

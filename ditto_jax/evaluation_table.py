@@ -1,7 +1,7 @@
-"""Evaluation records → one table for all tasks: where rows came from, what became of them, the score and who gave it.
+"""Evaluations → one file for all tasks: where rows came from, what became of them, the score and who gave it.
 
-In: the records of one evaluation, and the tasks that could not be measured with the reason. Out: a row per task as
-plain values, and the same as Markdown and JSON in the run directory. Measures nothing.
+In: the evaluations of one run, and the tasks that could not be measured with the reason. Out: evaluation.json (schema
+in docs/evaluation.md), and a row per task for people: in the terminal, and as evaluation.md. Measures nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ditto_jax.config import EvalConfig
+from ditto_jax.evaluate import TaskEvaluation
 from ditto_jax.run_dir import RunDirectory, write_atomically
+from ditto_jax.simulator_faults import FAULTS
+from ditto_jax.soul_average import average_lines, soul_average
 
+SCHEMA_VERSION = 1
 TABLE = "evaluation"  # name of the table's files, without .json and .md
 COLUMNS = ("task", "source", "rows", "outcomes", "score", "scored by", "partner")
 
@@ -38,9 +43,18 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         "outcomes": {_outcome(name): count for name, count in record["outcomes"].items() if count},
         "score": record["value"],
         "interval": record["interval"],
+        "clustered_interval": record["clustered_interval"],
         "n": record["n"],
+        "metric": record["metric"],
+        "trials": record["trials"],
+        "breakdown": record["breakdown"],
+        "metrics": record["metrics"],
+        "faults": record["faults"],
+        "truncated_fraction": record["truncated_fraction"],
+        "judges": record["judges"],
         "scored_by": record["scored_by"],
         "partners": record["partners"],
+        "samples": f"eval/{record['label']}/samples_{record['step']:06d}.jsonl",
     }
 
 
@@ -84,9 +98,19 @@ def _account(row: Mapping[str, Any]) -> str:
 def _score(row: Mapping[str, Any]) -> str:
     if row["score"] is None:
         return "none"
-    interval = row["interval"]
+    interval = row["clustered_interval"] or row["interval"]  # questions on one story are not independent
     around = "" if interval is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]"
-    return f"{row['score']:.3f}{around}, n={row['n']}"
+    trials = f"x{row['trials']}" if row["trials"] > 1 else ""
+    return f"{row['score']:.3f}{around}, n={row['n']}{trials}"
+
+
+def fault_text(row: Mapping[str, Any]) -> str:
+    """Returns how many episodes show which faults of a simulator, in words; "" for tasks that have none to show."""
+    faults = row.get("faults")
+    if not faults:
+        return ""
+    shown = ", ".join(f"{name.replace('_', ' ')} {faults[name]}" for name in FAULTS if faults[name])
+    return f"faults in {faults['episodes']} episodes: {shown or 'none seen'}"
 
 
 def plain_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -99,7 +123,8 @@ def plain_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         task, source, account, outcomes, score, judges, partners = cells(row)
         lines.append(f"{task:<{width}}score {score}; outcomes: {outcomes}; {source}: {account}")
-        lines.append(f"{'':<{width}}scored by {judges}; partner: {partners}")
+        faults = fault_text(row)
+        lines.append(f"{'':<{width}}scored by {judges}; partner: {partners}{'; ' if faults else ''}{faults}")
     return lines
 
 
@@ -114,10 +139,27 @@ def _cell(text: str) -> str:
 
 
 def write_table(
-    run: RunDirectory, records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]
+    run: RunDirectory,
+    evaluations: Sequence[TaskEvaluation],
+    skipped: Mapping[str, str],
+    about: Mapping[str, Any],
+    config: EvalConfig,
 ) -> list[dict[str, Any]]:
-    """Writes evaluation.json and evaluation.md into the run directory; returns the rows."""
-    rows = table_rows(records, skipped)
-    write_atomically(run.path / f"{TABLE}.json", json.dumps(rows, indent=1) + "\n")
-    write_atomically(run.path / f"{TABLE}.md", as_markdown(rows))
+    """Writes evaluation.json and evaluation.md into the run directory; returns the rows.
+
+    about: what was measured (policy, step, seed), as plain values.
+    """
+    rows = table_rows([evaluation.record for evaluation in evaluations], skipped)
+    average = soul_average(evaluations, config)
+    settings = {"temperature": config.temperature, "trials": config.num_samples, "confidence": config.confidence}
+    body = {"schema_version": SCHEMA_VERSION, **about, **settings, "tasks": rows, "soul_average": average}
+    write_atomically(run.path / f"{TABLE}.json", json.dumps(body, indent=1) + "\n")
+    write_atomically(run.path / f"{TABLE}.md", as_page(rows, average))
     return rows
+
+
+def as_page(rows: Sequence[Mapping[str, Any]], average: Mapping[str, Any] | None) -> str:
+    """Returns evaluation.md: the table of tasks, faults of a simulator, and the average beside the paper's figures."""
+    faults = [f"- {row['task']}: {text}" for row in rows if (text := fault_text(row))]
+    parts = [as_markdown(rows), "\n".join(faults), "\n".join(average_lines(dict(average))) if average else ""]
+    return "\n".join(f"{part.rstrip()}\n" for part in parts if part)

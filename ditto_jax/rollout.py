@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
 
-from ditto_jax.chat import common_prefix
-from ditto_jax.engine import Abandoned, Attempt, Engine, Played
+from ditto_jax.chat import ChatFormat, common_prefix
+from ditto_jax.engine import Abandoned, Attempt, Played
 from ditto_jax.judge.base import GroupJudge, Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.prompt_lengths import Room
@@ -28,16 +29,41 @@ POLICY = "policy"  # wrote words about its own draft
 _OBJECTIVE = "objective"  # fixed the words that drafts are sampled under
 
 
+ResultT = TypeVar("ResultT")
+
+
+class Player(Protocol):
+    """Whoever plays episodes: the engine with weights at hand, or a policy behind an endpoint."""
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """How chats become tokens; None where that is an endpoint's business."""
+        ...
+
+    async def play(
+        self,
+        params: Params,
+        sampling: SamplingParams,
+        attempts: Sequence[Attempt],
+        judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
+    ) -> list[ResultT]:
+        """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Who samples with what: the engine, the weights of this step, how tokens are drawn, and what a prompt may hold."""
+    """Who samples with what: the player, the weights of this step, how tokens are drawn, and what a prompt may hold.
 
-    engine: Engine
+    room: None where prompts are not measured before they are sent.
+    """
+
+    engine: Player
     params: Params
     settings: SamplingParams
     seed: int
     step: int
-    room: Room
+    room: Room | None
 
 
 async def draft_rollouts(
@@ -47,25 +73,34 @@ async def draft_rollouts(
     samples: int,
     feedback_below: float | None,
     under: str = "",
+    slots: Sequence[tuple[int, int]] | None = None,
+    judged: Callable[[Rollout], None] = lambda rollout: None,
 ) -> list[Rollout]:
-    """Returns `samples` judged drafts per prompt, in (prompt, sample) order.
+    """Returns `samples` judged drafts per prompt, in (prompt, sample) order; of `slots` only those, if given.
 
     feedback_below: drafts that score below it are asked about in words, unless the gate of their task says otherwise;
     None asks for none at all. A draft whose score failed is not asked about: there is nothing to say about an
-    unjudged draft. under: words in the place of h that all drafts are sampled under; "" samples them under x.
+    unjudged draft. under: words in the place of h that all drafts are sampled under; "" samples them under x. judged:
+    told of every draft as soon as it is judged.
     """
-    slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
-    attempts = [_attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT, under or None) for p, s in slots]
+    if slots is None:
+        slots = [(p, s) for p in range(len(prompts)) for s in range(samples)]
+    attempts = {(p, s): _attempt(sampling, prompts[p], p, s, RolloutRole.DRAFT, under or None) for p, s in slots}
     fixed = Feedback(Outcome.OK, text=under, judge=_OBJECTIVE) if under else None
-    _announce(judge, attempts)
+    _announce(judge, list(attempts.values()))
 
-    async def judged(index: int, played: Played | Abandoned) -> Rollout:
-        p, s = slots[index]
+    async def assess(index: int, played: Played | Abandoned) -> Rollout:
+        rollout = await assessed(slots[index], played)
+        judged(rollout)
+        return rollout
+
+    async def assessed(slot: tuple[int, int], played: Played | Abandoned) -> Rollout:
+        (p, s), attempt = slot, attempts[slot]
         task, example = prompts[p].task, prompts[p].example
         if isinstance(played, Abandoned):
-            _withdraw(judge, attempts[index])
+            _withdraw(judge, attempt)
             return _unplayed(example, RolloutRole.DRAFT, p, s, played, fixed)
-        verdict = await judge.score(task, example, played.conversation, attempts[index].sample)
+        verdict = await judge.score(task, example, played.conversation, attempt.sample)
         draft = Rollout(
             example,
             RolloutRole.DRAFT,
@@ -83,11 +118,11 @@ async def draft_rollouts(
 
     async def told(draft: Rollout) -> Rollout:
         prompt = prompts[draft.prompt_index]
-        key = attempts[draft.prompt_index * samples + draft.sample_index].sample
+        key = attempts[draft.prompt_index, draft.sample_index].sample
         words = await words_about(sampling, judge, prompt, draft.conversation, draft.verdict, key)
         return dataclasses.replace(draft, feedback=words)
 
-    drafts = await sampling.engine.play(sampling.params, sampling.settings, attempts, judged)
+    drafts = await sampling.engine.play(sampling.params, sampling.settings, list(attempts.values()), assess)
     if feedback_below is None:
         return drafts
     # Whether all drafts of a prompt failed is known only now.
@@ -141,6 +176,8 @@ def with_room(sampling: Sampling, prompt: Prompt, feedback: Feedback) -> Feedbac
         return feedback
     task, example = prompt.task, prompt.example
     chat_format = sampling.engine.chat_format
+    if not feedback.usable or sampling.room is None or chat_format is None:
+        return feedback
     plain_openings = task.openings(example)
     for role, opening in task.openings(example, feedback.text).items():
         plain, hinted = chat_format.open(plain_openings[role]), chat_format.open(opening)

@@ -192,10 +192,13 @@ def check_run(path: Path, config: Any, *, resume: str, overwrite: bool) -> bool:
     return True
 
 
-def open_run(path: Path, config: Any, command: list[str], *, resume: str, overwrite: bool) -> tuple[RunDirectory, bool]:
+def open_run(
+    path: Path, config: Any, command: list[str], *, resume: str, overwrite: bool, uses_devices: bool = True
+) -> tuple[RunDirectory, bool]:
     """Returns (run directory, whether it holds an earlier run to continue). Raises as `check_run` does.
 
-    With `overwrite` an earlier run is deleted here.
+    With `overwrite` an earlier run is deleted here. uses_devices: whether jax computes in this run; else no device is
+    looked for.
     """
     run, saved = RunDirectory(path), path / "config.yaml"
     holds_run = check_run(path, config, resume=resume, overwrite=overwrite)
@@ -209,7 +212,7 @@ def open_run(path: Path, config: Any, command: list[str], *, resume: str, overwr
             folder.mkdir(exist_ok=True)
     for name, text in (
         ("cli.txt", " ".join(command) + "\n"),
-        ("env.json", json.dumps(environment(), indent=1) + "\n"),
+        ("env.json", json.dumps(environment(uses_devices), indent=1) + "\n"),
     ):
         if not (path / name).exists():
             write_atomically(path / name, text)
@@ -247,8 +250,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def environment() -> dict[str, Any]:
-    """Returns versions and machine facts that a reported number depends on; no secrets and no user names."""
+def environment(uses_devices: bool = True) -> dict[str, Any]:
+    """Returns versions and machine facts that a reported number depends on; no secrets and no user names.
+
+    uses_devices: whether to name jax's devices, for which jax has to start them.
+    """
     packages = (
         "ditto-jax",
         "jax",
@@ -272,7 +278,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": versions,
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()] if uses_devices else [],
         "flags": {
             name: os.environ[name] for name in ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS") if name in os.environ
         },

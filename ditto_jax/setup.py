@@ -13,6 +13,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from ditto_jax.api_engine import ApiEngine
 from ditto_jax.config import MeshConfig, RunConfig, TaskConfig
 from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError, MissingInputError
@@ -28,6 +29,7 @@ from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
 from ditto_jax.prompts import LoadedTask, PromptStream, load_task
+from ditto_jax.rollout import Player
 from ditto_jax.tasks.splits import require_disjoint
 from model.partition import make_mesh
 
@@ -37,12 +39,10 @@ _WHERE_DATA = "fetch it and set source.path (or the variable in it, such as SOUL
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a run works with. `skipped`: optional tasks of the evaluation that cannot be measured, and why."""
+class EvaluationParts:
+    """What an evaluation works with. `skipped`: optional tasks of the evaluation that cannot be measured, and why."""
 
-    mesh: Mesh
-    policy: Policy
-    engine: Engine
+    player: Player
     judge: JudgeDesk
     judges: Judges
     shadow: Shadow | None
@@ -70,6 +70,9 @@ class Parts:
         """Returns nothing; raises BudgetSpentError if a judge or partner was not asked because a budget is spent."""
         self.hub.require_budget()
 
+    def release(self) -> None:
+        """Lets go of what playing has left on the devices."""
+
     def counters(self) -> dict[str, float]:
         """Cumulative counts and costs of judges (`judge/…`), partners (`partner/…`) and the shadow (`shadow/…`)."""
         parts = {"judge": self.judge, "partner": self.partners, "shadow": self.shadow}
@@ -83,6 +86,34 @@ class Parts:
     async def second_opinions(self) -> SecondOpinions:
         """Returns what the shadow judge thinks of the rollouts since the last call; nothing where there is none."""
         return SecondOpinions() if self.shadow is None else await self.shadow.settle()
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointParts(EvaluationParts):
+    """What an evaluation of a policy behind an endpoint works with: neither weights nor devices."""
+
+    endpoint: ApiEngine
+
+    async def check(self) -> None:
+        """Raises JudgeUnavailableError if the policy, the judge or a partner cannot be asked."""
+        await self.endpoint.check()
+        await super().check()
+
+    async def aclose(self) -> None:
+        await self.endpoint.aclose()
+        await super().aclose()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(EvaluationParts):
+    """What a run with weights of its own works with. `engine` is the player."""
+
+    mesh: Mesh
+    policy: Policy
+    engine: Engine
+
+    def release(self) -> None:
+        self.engine.sampler.release()
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -114,10 +145,14 @@ def _shadow(config: ShadowConfig, hub: Hub) -> Shadow | None:
     return Shadow(config, ChatClient(config, resolve_endpoint(config), hub=hub))
 
 
-def _desk(
-    config: RunConfig, tasks: Sequence[LoadedTask], hub: Hub, shadow: Shadow | None = None, **changes: Any
+def judge_desk(
+    config: RunConfig,
+    tasks: Sequence[LoadedTask],
+    hub: Hub | None = None,
+    shadow: Shadow | None = None,
+    **changes: Any,
 ) -> JudgeDesk:
-    """The judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
+    """Returns the judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
     made: dict[JudgeConfig, Judge] = {}
 
     def one(settings: JudgeConfig) -> Judge:
@@ -158,15 +193,50 @@ def _listed(skipped: Mapping[str, str]) -> str:
     return "; ".join(f"{label}: {why}" for label, why in skipped.items())
 
 
+def _evaluation_tasks(config: RunConfig) -> tuple[tuple[LoadedTask, ...], dict[str, str]]:
+    evaluation, skipped = load_tasks(config.evaluation.tasks)
+    if config.evaluation.tasks and not evaluation:
+        raise MissingInputError(f"evaluation.tasks: {_listed(skipped)}; {_WHERE_DATA}")
+    return evaluation, skipped
+
+
+def assemble_endpoint(config: RunConfig) -> EndpointParts:
+    """Returns the parts of an evaluation of a policy behind an endpoint; touches no device.
+
+    Raises a DittoError that says what is missing or cannot work.
+    """
+    evaluation, skipped = _evaluation_tasks(config)
+    hub = _hub(config)
+    judge = judge_desk(config, evaluation, hub)
+    judges = Judges(judge, _content_free(config, evaluation, hub))
+    partners = RoleBook(config.partner, config.endpoints, hub)
+    endpoint = ApiEngine(config.policy, partners, config.rollout.stop_strings, hub)
+    return EndpointParts(endpoint, judge, judges, None, partners, hub, evaluation, skipped, endpoint)
+
+
+def _hub(config: RunConfig) -> Hub:
+    return Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
+
+
+def _content_free(config: RunConfig, evaluation: Sequence[LoadedTask], hub: Hub) -> JudgeDesk | None:
+    """The judge of the control arm, if evaluations ask for words at all."""
+    if not config.evaluation.with_feedback:
+        return None
+    return judge_desk(config, evaluation, hub, feedback_content="content_free")
+
+
 def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
     """Returns the parts of a run; `training`: the tasks that it trains on.
 
     Raises a DittoError that says what is missing or cannot work.
     """
+    if config.policy.kind != "local":
+        raise ConfigError(
+            f"policy.kind={config.policy.kind}: a policy behind an endpoint can be evaluated, not trained; leave "
+            "policy.kind at local and name a model_name_or_path"
+        )
     mesh = mesh_of(config.mesh)
-    evaluation, skipped = load_tasks(config.evaluation.tasks)
-    if config.evaluation.tasks and not evaluation:
-        raise MissingInputError(f"evaluation.tasks: {_listed(skipped)}; {_WHERE_DATA}")
+    evaluation, skipped = _evaluation_tasks(config)
     if not config.evaluation.allow_overlap:
         check_held_out(training, evaluation)
     policy = load_policy(
@@ -177,12 +247,10 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         quantization=config.quantization,
         attention=config.attention,
     )
-    hub = Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
+    hub = _hub(config)
     shadow = _shadow(config.shadow, hub) if training else None
-    judge = _desk(config, [*training, *evaluation], hub, shadow)
-    content_free = None
-    if config.evaluation.with_feedback:
-        content_free = _desk(config, evaluation, hub, feedback_content="content_free")
+    judge = judge_desk(config, [*training, *evaluation], hub, shadow)
+    content_free = _content_free(config, evaluation, hub)
     partners = RoleBook(config.partner, config.endpoints, hub)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(
@@ -205,7 +273,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
     judges = Judges(judge, content_free)
-    return Parts(mesh, policy, engine, judge, judges, shadow, partners, hub, evaluation, skipped | too_long)
+    return Parts(engine, judge, judges, shadow, partners, hub, evaluation, skipped | too_long, mesh, policy, engine)
 
 
 def _with_room(

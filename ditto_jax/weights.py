@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,27 @@ def on_base_of(run: RunConfig, config: RunConfig) -> RunConfig:
         lora=run.lora,
         adapter_name_or_path="",
     )
+
+
+def on_base_of_adapters(config: RunConfig) -> RunConfig:
+    """Returns `config` with the base of a PEFT folder where model_name_or_path is one, else `config` as it is.
+
+    Raises MissingInputError for a folder that does not say which model its adapters belong to.
+    """
+    folder = Path(config.model_name_or_path).expanduser()
+    saved = folder / "adapter_config.json"
+    if not config.model_name_or_path or not saved.is_file() or (folder / "config.json").exists():
+        return config
+    try:
+        base = json.loads(saved.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not base or not isinstance(base, str):
+        raise MissingInputError(
+            f"model_name_or_path={config.model_name_or_path}: {saved} names no base model; set model_name_or_path to "
+            "the base and adapter_name_or_path to this folder"
+        )
+    return dataclasses.replace(config, model_name_or_path=base, adapter_name_or_path=str(folder))
 
 
 def trained_params(folder: str, weights: Weights, run: RunConfig) -> tuple[Any, int]:

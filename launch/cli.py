@@ -36,6 +36,7 @@ VERBS = {
     "export": Verb("write what a run has trained for other software", "launch.verbs:export"),
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
+    "judge": Verb("check the judge of an evaluated run: repeats, another judge, controls", "launch.judge:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
@@ -52,7 +53,9 @@ _EXAMPLES = """\
   ditto-jax eval --tasks all --limit 5
   ditto-jax eval --task path.py:MyTask --model_name_or_path FOLDER
   ditto-jax eval --config quickstart.yaml --model_name_or_path tiny-tom --fail_under 0.3
+  ditto-jax eval --tasks all --policy.kind openai --policy.model M --policy.base_url http://localhost:8000/v1
   ditto-jax compare runs/quickstart@0 runs/quickstart
+  ditto-jax judge --run runs/soul_eval --repeats 3
   ditto-jax sample --model_name_or_path FOLDER --prompt "Once upon a time" --temperature 0
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export --run runs/quickstart --output exported --merged

@@ -14,7 +14,7 @@ import tyro
 
 from launch import environment
 from launch.flags import parse
-from launch.task_flags import TASK_FLAGS, spelled_out
+from launch.task_flags import EVAL_FLAGS, TASK_FLAGS, spelled_out
 
 
 def train(args: list[str], command: list[str]) -> int:
@@ -42,8 +42,9 @@ def evaluate(args: list[str], command: list[str]) -> int:
     ]
     words = spelled_out(args, "eval")
     about = "Measure a policy on the tasks of `evaluation.tasks`, or of --tasks and --task."
-    parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *TASK_FLAGS])
-    environment.use_compile_cache()
+    parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *EVAL_FLAGS])
+    if parsed.config.policy.kind == "local":
+        environment.use_compile_cache()
     from ditto_jax.evaluation_run import run_evaluation
 
     _tell_where(run_evaluation(parsed.config, command, parsed.options["fail_under"]))

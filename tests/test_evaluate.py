@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ ITEMS = 8
 FIELDS = {
     *("scored_by", "partners", "rows", "metrics", "source"),
     *("schema_version", "label", "task", "task_version", "metric", "value", "interval", "n", "trials", "temperature"),
+    *("clustered_interval", "judges", "faults"),
     *("judge", "outcomes", "step", "truncated_fraction", "mean_completion_tokens", "breakdown"),
 }
 
@@ -54,6 +57,10 @@ def measure(parts: Parts, judges: Judges | None = None, step: int = 0, seed: int
 def sampled(parts) -> TaskEvaluation:
     """Four samples of every item."""
     return measure(parts, temperature=1.0, num_samples=4)
+
+
+def without(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [{field: value for field, value in row.items() if field != name} for row in rows]
 
 
 def test_a_record_is_the_mean_over_items_with_interval_breakdown_and_provenance(sampled):
@@ -81,13 +88,15 @@ def test_a_record_is_the_mean_over_items_with_interval_breakdown_and_provenance(
 def test_a_sample_says_what_was_asked_said_and_scored(sampled):
     sample = sampled.samples[0]
     said = {"id", "sample", "prompt", "reply", "turns", "facts", "partners"}
-    assert set(sample) == {*said, "gold", "outcome", "score", "dimensions", "detail", "labels"}
+    judged = {"outcome", "score", "dimensions", "critique", "detail", "judge"}
+    known = {"item", "key", "labels", "groups", "faults", "tokens", "truncated"}
+    assert set(sample) == said | judged | known | {"gold"}
     assert sample["prompt"][0]["role"] == "user" and sample["outcome"] == "ok"
 
 
 def test_the_same_weights_give_the_same_samples_at_any_step(parts, sampled):
     again = measure(parts, temperature=1.0, num_samples=4, step=7)
-    assert again.samples == sampled.samples
+    assert without(again.samples, "key") == without(sampled.samples, "key")
     assert again.record == {**sampled.record, "step": 7}
     other = measure(parts, temperature=1.0, num_samples=4, seed=1)
     assert [s["reply"] for s in other.samples] != [s["reply"] for s in sampled.samples]
@@ -197,6 +206,48 @@ def test_the_same_evaluation_again_measures_again(policy_folder, tmp_path):
     first = read_evaluations(run)
     (run.evaluations / "hitom" / "step_000000.json").unlink()
     assert read_evaluations(RunDirectory(run_evaluation(config, []))) == first
+
+
+def test_a_killed_evaluation_goes_on_with_the_samples_that_it_lacks(policy_folder, tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    class Mortal(RulesJudge):
+        dies_after = 3
+
+        async def score(self, task, example, conversation, key) -> Verdict:
+            if len(asked) == Mortal.dies_after:
+                raise JudgeUnavailableError("killed")
+            asked.append(key.prompt_id)
+            return await super().score(task, example, conversation, key)
+
+    straight = RunDirectory(run_evaluation(eval_config(policy_folder, tmp_path, run_name="straight"), []))
+    monkeypatch.setattr(setup, "make_judge", Mortal)
+    config = eval_config(policy_folder, tmp_path)
+    with pytest.raises(JudgeUnavailableError, match="killed"):
+        run_evaluation(config, [])
+    run = RunDirectory(tmp_path / "measured")
+    samples = run.evaluations / "hitom" / "samples_000000.jsonl"
+    assert len(samples.read_text().splitlines()) == 3 and not read_evaluations(run)
+    samples.write_text(samples.read_text()[:-20])  # and the last line was torn
+    Mortal.dies_after = 10**9
+    run_evaluation(config, [])
+    assert len(asked) == 3 + (ITEMS - 2)
+    assert read_evaluations(run) == read_evaluations(straight)
+    assert samples.read_text() == (straight.evaluations / "hitom" / "samples_000000.jsonl").read_text()
+
+
+def test_samples_of_other_weights_are_not_kept(policy_folder, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(policy_folder, folder)
+    config = eval_config(folder, tmp_path)
+    samples = RunDirectory(run_evaluation(config, [])).evaluations / "hitom" / "samples_000000.jsonl"
+    first = samples.read_text()
+    run_evaluation(config, [])
+    assert samples.read_text() == first
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    run_evaluation(config, [])
+    keys = [{json.loads(line)["key"] for line in text.splitlines()} for text in (first, samples.read_text())]
+    assert not keys[0] & keys[1]
 
 
 def test_a_training_run_keeps_its_directory_for_itself(trained):

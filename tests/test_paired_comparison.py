@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -10,7 +11,7 @@ import pytest
 
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluate import TaskEvaluation, write_evaluation
-from ditto_jax.paired_comparison import ItemScores, as_json, as_markdown, compare, read_items
+from ditto_jax.paired_comparison import ItemScores, as_json, as_markdown, compare, read_items, reading
 from ditto_jax.run_dir import RunDirectory
 from launch.cli import main
 
@@ -92,7 +93,7 @@ def test_the_command_prints_writes_and_gates(tmp_path, capsys):
     assert main(["compare", before, after, "--output", str(tmp_path / "out"), "--fail_under", "0.5"]) == 0
     assert "+1.000" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert (written["schema_version"], written["differences"][0]["wins"]) == (1, 8)
+    assert (written["schema_version"], written["differences"][0]["wins"]) == (2, 8)
     assert main(["compare", after, before, "--fail_under", "0"]) == 4
     assert "-1.000 is below --fail_under 0" in capsys.readouterr().err
 
@@ -107,6 +108,56 @@ def test_what_cannot_be_compared_says_why(tmp_path):
         compare({"a": read_items(run), "b": {"other": items({"x": 1.0})}})
     next((tmp_path / "a").glob("eval/quiz/samples_*.jsonl")).write_text('{"id": "x"}\n')
     with pytest.raises(ConfigError, match=r"samples_000000\.jsonl:1"):
+        read_items(run)
+
+
+def test_items_of_the_same_name_that_ask_something_else_are_not_paired(tmp_path):
+    rows = [{"id": str(i), "item": f"digest-{i}", "score": 0.0} for i in range(6)]
+    before = write(tmp_path / "a", "quiz", rows)
+    other = [{**row, "score": 1.0, "item": "other" if row["id"] in "01" else row["item"]} for row in rows]
+    after = write(tmp_path / "b", "quiz", other)
+    (found,) = compare({"a": read_items(before), "b": read_items(after)})
+    assert (found.n, found.changed, found.left_out) == (4, 2, 2)
+    assert "2 items of the same name ask something else" in reading(found)
+    elsewhere = write(tmp_path / "c", "quiz", [{**row, "item": "new"} for row in rows])
+    with pytest.raises(ConfigError, match="no label and item in common"):
+        compare({"a": read_items(before), "c": read_items(elsewhere)})
+
+
+def test_questions_on_one_story_are_one_piece_of_evidence():
+    """Four stories of ten questions, each story won as a whole: forty wins are four, and four may be chance."""
+    before, after = numbered([0.0] * 40), numbered([1.0] * 40)
+    apart = one(items(before), items(after))
+    groups = {f"item-{i}": (f"story:{i // 10}",) for i in range(40)}
+    told = [dataclasses.replace(items(scores), groups=groups) for scores in (before, after)]
+    together = one(*told)
+    assert (apart.clusters, together.clusters) == (40, 4)
+    assert not apart.noise and together.noise and together.p_value == pytest.approx(2 / 2**4)
+
+
+def test_the_average_over_tasks_is_shown_with_its_own_interval():
+    hard = {f"item-{i}": float(i % 3 == 0) for i in range(30)}
+    runs = {
+        "a": {"one": items(hard), "two": items(numbered([0.2] * 30))},
+        "b": {"one": items({**hard, "item-1": 1.0}), "two": items(numbered([0.5] * 29 + [0.1]))},
+    }
+    first, second, average = compare(runs)
+    assert (average.label, average.n) == ("average", 2)
+    assert average.value == pytest.approx((first.value + second.value) / 2)
+    assert average.low < average.value < average.high and not average.noise
+    assert "2 tasks" in as_markdown([average])
+    same = compare({"a": runs["a"], "b": runs["a"]})
+    assert all(found.noise for found in same) and same[-1].p_value == 1.0
+
+
+def test_a_run_that_fails_to_score_more_items_is_told():
+    found = one(items({"x": 0.0, "y": 1.0, "z": 1.0}), items({"x": 1.0, "y": 1.0}, unscored=["z"]))
+    assert found.unscored == (0, 1) and "without a score: 0 there, 1 here" in reading(found)
+
+
+def test_records_of_a_later_program_are_refused(tmp_path):
+    run = write(tmp_path / "a", "quiz", [{"id": "x", "score": 1.0}], schema_version=99)
+    with pytest.raises(ConfigError, match="schema_version=99"):
         read_items(run)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditto_jax.statistics import estimate_mean
+from ditto_jax.statistics import clustered_interval, clusters_of, estimate_mean
 
 
 @given(st.integers(1, 200), st.data())
@@ -83,3 +83,16 @@ def test_equal_fractions_collapse_and_a_single_fraction_has_no_interval():
     assert equal is not None and (equal.low, equal.high) == (0.5, 0.5)
     single = estimate_mean([[0.5]])
     assert single is not None and single.method == "none" and (single.low, single.high) == (-math.inf, math.inf)
+
+
+def test_items_that_share_a_group_directly_or_through_others_are_one_cluster():
+    assert clusters_of([{"a"}, {"b"}, {"a", "c"}, set(), {"c"}, set()]) == [0, 1, 0, 2, 0, 3]
+
+
+def test_resampling_whole_clusters_widens_an_interval_exactly_where_items_are_alike():
+    values = np.repeat(np.random.default_rng(1).random(20), 5)
+    apart = clustered_interval(values, range(100), resamples=500)
+    together = clustered_interval(values, np.repeat(np.arange(20), 5).tolist(), resamples=500)
+    assert apart is not None and together is not None
+    assert together[0] < apart[0] < values.mean() < apart[1] < together[1]
+    assert clustered_interval([0.0, 1.0], [0, 0]) is None

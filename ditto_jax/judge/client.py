@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import pydantic
@@ -142,6 +142,13 @@ class ChatClient:
     async def say(self, messages: Sequence[Message], name: CallName | None = None) -> CallResult[str]:
         """Returns the next message of a chat as plain text, or the outcome that stands in its place."""
         return await self._call(request_body(self._config, messages, None), text_of, name)
+
+    async def sample(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> CallResult[Completion]:
+        """Returns the next message of a chat as it stands, thoughts and emptiness included: a policy's own words.
+
+        fields: added to the request, such as "seed".
+        """
+        return await self._call(request_body(self._config, messages, None) | dict(fields), _as_it_stands)
 
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
@@ -370,6 +377,12 @@ def text_of(completion: Completion) -> str:
     if not text:
         raise UnparsableFailure("the reply holds no visible text")
     return text
+
+
+def _as_it_stands(completion: Completion) -> Completion:
+    if completion.refusal:
+        raise RefusedFailure(completion.refusal)
+    return completion
 
 
 def parse_completion(completion: Completion, reply_model: type[ReplyT], where: str = "judge") -> ReplyT:

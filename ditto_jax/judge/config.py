@@ -220,6 +220,30 @@ class PartnerConfig(EndpointConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class PolicyConfig(EndpointConfig):
+    """Where the policy that is evaluated runs; other fields are those of endpoints.
+
+    kind: "local" loads the weights of model_name_or_path; "openai" asks the endpoint (evaluation only). max_tokens:
+    longest reply of one turn. temperature: that of evaluation.temperature is sent; null sends none, for models that
+    accept no other than their own. send_seed: give each request a seed of its own, so that servers that can repeat do.
+    """
+
+    where: ClassVar[str] = "policy"
+    kinds: ClassVar[tuple[str, ...]] = ("local", "openai")
+
+    kind: str = "local"
+    send_seed: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature not in (0.0, None):
+            raise ConfigError(
+                f"policy.temperature={self.temperature}: set evaluation.temperature instead; here only null, which "
+                "sends none, may be set"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class RoleConfig(PartnerConfig):
     """An endpoint for some roles only: `roles` of episodes as their tasks name them, or "feedback", which writes h."""
 

@@ -43,7 +43,11 @@ class JudgeDesk:
 
     def judge_of(self, task: Task[Any]) -> str:
         """Returns the identity of the judge that scores a task."""
-        return self._scorers.get(task, self._default).identity
+        return self.scorer_of(task).identity
+
+    def scorer_of(self, task: Task[Any]) -> Judge:
+        """Returns the judge that scores a task."""
+        return self._scorers.get(task, self._default)
 
     async def check(self) -> None:
         for judge in self._all():
@@ -62,7 +66,7 @@ class JudgeDesk:
             scorer.withdraw(task, key)
 
     async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        verdict = await self._scorers.get(task, self._default).score(task, example, conversation, key)
+        verdict = await self.scorer_of(task).score(task, example, conversation, key)
         if self._shadow is not None and key.step > 0:  # evaluations belong to no step
             self._shadow.watch(task, example, conversation, key, verdict)
         return verdict

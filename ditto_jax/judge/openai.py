@@ -25,7 +25,7 @@ from ditto_jax.judge.retry import Sleep
 from ditto_jax.judge.scoring import asked_verdict
 from ditto_jax.judge.words import CONTENT_FREE, content_free_control, named, screened_feedback
 from ditto_jax.keys import SampleId
-from ditto_jax.tasks.base import FeedbackReply, Task
+from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Task
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 
 
@@ -81,6 +81,10 @@ class OpenAIJudge:
         if self._config.feedback_content == CONTENT_FREE:
             return self._outcomes.feedback(content_free_control(task, example, key))
         return self._outcomes.feedback(await self._ask_for_feedback(task, example, conversation, verdict, key))
+
+    async def ask(self, request: JudgeRequest, key: SampleId) -> CallResult[Any]:
+        """Returns the model's reply to a question of a task's own. key: the sample that it is about."""
+        return await self._client.complete(request.messages, request.reply_model)
 
     def counters(self) -> Mapping[str, float]:
         """Cumulative costs of the calls (see ClientTotals), and counts of outcomes."""

@@ -65,6 +65,17 @@ class JudgeRequest:
     prompt_version: str
 
 
+@dataclasses.dataclass(frozen=True)
+class PairQuestion:
+    """A choice between two sides, in both orders; the reply's `verdict` is "A", "B" or "TIE".
+
+    in_order shows the first side as A, swapped as B.
+    """
+
+    in_order: JudgeRequest
+    swapped: JudgeRequest
+
+
 class FeedbackReply(pydantic.BaseModel):
     """Reply schema of every feedback request."""
 
@@ -113,6 +124,7 @@ class Task(abc.ABC, Generic[OptionsT]):
     sources: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # kind of source → splits that it has
     many_turns: ClassVar[bool] = False  # whether the policy may speak more than once in an episode
     in_character: ClassVar[bool] = False  # whether its replies are somebody's speech, not answers about somebody
+    simulates_user: ClassVar[bool] = False  # whether that somebody is the user of an assistant
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -204,6 +216,22 @@ class Task(abc.ABC, Generic[OptionsT]):
     def batch_metrics(self, scored: Sequence[Scored]) -> Mapping[str, float]:
         """Returns metrics that exist only over many conversations; evaluation calls it once a task."""
         return {}
+
+    def controls(self, example: Example, conversation: Conversation) -> Mapping[str, tuple[Example, Conversation]]:
+        """Returns what a judge may be checked with, by name: an example and a conversation with a score to be expected.
+
+        "human_vs_human" has the real person's words in the place of the policy's, "proxy_vs_proxy" the policy's in the
+        place of the real person's.
+        """
+        return {}
+
+    def pair_questions(self, example: Example, conversation: Conversation) -> Mapping[str, PairQuestion]:
+        """Returns choices between the policy's and the real person's words, by name: "proxy_vs_human" and controls."""
+        return {}
+
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" or "missing" if the policy ended a dialogue too early or not at all; "" otherwise."""
+        return ""
 
     def breakdown(self, example: Example) -> Mapping[str, str]:
         """Returns the labels that evaluation groups by, for example {"order": "2"}."""

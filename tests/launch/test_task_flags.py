@@ -64,6 +64,25 @@ def test_training_on_a_named_task_also_measures_its_held_out_split():
     assert (measured["source"]["split"], measured["source"]["limit"]) == ("test", 7)
 
 
+def test_limit_and_split_alone_are_for_the_tasks_that_a_config_evaluates(tmp_path):
+    file = tmp_path / "own.yaml"
+    listed = [{"name": "hitom", "label": "mine", "source": {"limit": 9, "seed": 4}}, {"name": "mistakes"}]
+    file.write_text(yaml.safe_dump({"evaluation": {"tasks": listed}}))
+    words = spelled_out(["--config", str(file), "--limit", "3", "--split", "validation"], "eval")
+    assert [task.get("label") or task["name"] for task in records(words)] == ["mine", "mistakes"]
+    assert records(words)[0]["source"] == {"limit": 3, "seed": 4, "split": "validation"}
+    named = spelled_out(["--tasks", "hitom", "--split", "train"], "eval")
+    assert records(named)[0]["source"]["split"] == "train"
+
+
+def test_short_names_set_what_they_stand_for():
+    words = spelled_out(["--num_trials", "4", "--max-concurrency", "2", "--evaluation.temperature", "1"], "eval")
+    assert words == [
+        *("--evaluation.temperature", "1", "--evaluation.num_samples", "4"),
+        *("--policy.max_concurrent", "2", "--judge.max_concurrent", "2", "--partner.max_concurrent", "2"),
+    ]
+
+
 @pytest.mark.parametrize("words", [["--seed", "1"], ["--tasks", "[{name: hitom}]"], ["--config", "quickstart.yaml"]])
 def test_words_that_name_no_task_are_left_alone(words):
     assert spelled_out(words, "train") == words
@@ -81,6 +100,11 @@ def test_words_that_name_no_task_are_left_alone(words):
         (["--tasks", "all,hitom"], 2, "'all' already names every task"),
         (["--tasks", "all", "--limit", "0"], 2, "--limit: '0' must be a positive number"),
         (["--limit", "5"], 2, "name the tasks that it is for"),
+        (["--split", "test"], 2, "--split test: name the tasks that it is for"),
+        (["--tasks", "hitom", "--split", "dev"], 2, "invalid choice: 'dev'"),
+        (["--num_trials", "0"], 2, "--num_trials: '0' must be a positive number"),
+        (["--num_trials", "2", "--evaluation.num_samples", "3"], 2, "give one of the two"),
+        (["--tasks", "hitom", "--num_trials", "2"], 2, "set evaluation.temperature to 1.0"),
         (["--tasks", "hitom", "--evaluation.tasks", "[{name: hitom}]"], 2, "give one of the two"),
         (["--tasks", "lifechoices"], 3, "task 'lifechoices' has no generator"),
     ],
@@ -103,8 +127,10 @@ def test_help_names_the_flags(capsys):
 def evaluate_all(folder: Path, *words: str) -> list[dict]:
     command = ["eval", "--tasks", "all", "--limit", "2", "--output_dir", str(folder), "--run_name", "all"]
     assert main([*command, *words]) == 0
-    rows = json.loads((folder / "all" / "evaluation.json").read_text())
-    lines = (folder / "all" / "evaluation.md").read_text().splitlines()
+    written = json.loads((folder / "all" / "evaluation.json").read_text())
+    assert written["schema_version"] == 1 and written["soul_average"]["is_complete"] is False
+    rows = written["tasks"]
+    lines = (folder / "all" / "evaluation.md").read_text().split("\n\n")[0].splitlines()
     assert lines[0] == f"| {' | '.join(COLUMNS)} |" and len(lines) == len(rows) + 2
     assert sorted(row["task"] for row in rows) == sorted(SOUL)
     return rows

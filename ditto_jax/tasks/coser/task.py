@@ -112,6 +112,10 @@ class CoSER(SoulTask[CoSEROptions]):
         scene = group_name("scene", f"{payload['book']} {payload['scenario']}")
         return frozenset({scene} if payload["tag"] == "id" else {scene, group_name("book", str(payload["book"]))})
 
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" for silence; otherwise the director ends a scene, and not the policy."""
+        return "premature" if conversation.facts.get("ended") == "silence" else ""
+
     def breakdown(self, example: Example) -> Mapping[str, str]:
         return {"tag": str(example.payload["tag"]), "characters": str(len(example.payload["characters"]))}
 

@@ -19,11 +19,12 @@ import pydantic
 
 from ditto_jax.judge.fence import FENCE_NOTE, fence
 from ditto_jax.tasks.answers import visible_text
-from ditto_jax.tasks.base import JudgeRequest, Ports, Scored, Source
+from ditto_jax.tasks.base import JudgeRequest, PairQuestion, Ports, Scored, Source
 from ditto_jax.tasks.dialogue import Voice, cut_middle, transcript
 from ditto_jax.tasks.leak import reference_ngram
 from ditto_jax.tasks.lexical import TOKENIZER, hdd, mattr, word_tokens, yules_k, z_scores
 from ditto_jax.tasks.mirrorbench.files import mirror_example, read_mirrorbench
+from ditto_jax.tasks.mirrorbench.pairwise import realness_question
 from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.soul_task import SoulOptions, SoulTask
 from ditto_jax.tasks.splits import SPLITS, group_name
@@ -92,6 +93,7 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
     options_type = MirrorBenchOptions
     many_turns = True
     in_character = True
+    simulates_user = True
     sources: ClassVar = {"files": ("test",), "parquet": SPLITS}
 
     def read_files(self, path: Path, source: Source) -> list[Example]:
@@ -108,6 +110,10 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
 
     def breakdown(self, example: Example) -> Mapping[str, str]:
         return {"dataset": str(example.payload["dataset"])}
+
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" for a user who falls silent while the real one went on."""
+        return "premature" if conversation.facts.get("ended") == "silence" else ""
 
     def slots(self, example: Example) -> tuple[Mapping[str, str], ...]:
         """Returns the turns of the real chat that are played: the first `max_turns`, up to the last user turn."""
@@ -201,6 +207,31 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
         score = statistics.fmean((min(lengths) / max(1, *lengths), 1.0 - min(1.0, gaps[f"mattr_{TOKENIZER}_gap"])))
         return Verdict(Outcome.OK, score, {"lexical_likeness": score, **gaps}, detail="lexical stand-in")
 
+    def controls(self, example: Example, conversation: Conversation) -> Mapping[str, tuple[Example, Conversation]]:
+        """Returns the real chat judged as if it were simulated, and the simulated one as if it were the real one."""
+        as_slots = tuple(
+            {"role": "assistant" if turn.speaker == _AI else "user", "content": turn.text}
+            for turn in conversation.turns
+        )
+        real = real_turns(self.slots(example))
+        human = Conversation((), "", tuple(dataclasses.replace(turn, author=_author(turn)) for turn in real))
+        as_real = dataclasses.replace(example, payload={**example.payload, "turns": as_slots})
+        return {"human_vs_human": (example, human), "proxy_vs_proxy": (as_real, conversation)}
+
+    def pair_questions(self, example: Example, conversation: Conversation) -> Mapping[str, PairQuestion]:
+        goal = str(example.payload["task_description"])
+        human, proxy = transcript(real_turns(self.slots(example))), transcript(conversation.turns)
+
+        def question(first: str, second: str) -> PairQuestion:
+            in_order = realness_question(goal, first, second, self.version)
+            return PairQuestion(in_order, realness_question(goal, second, first, self.version))
+
+        return {
+            "proxy_vs_human": question(proxy, human),
+            "human_vs_human": question(human, human),
+            "proxy_vs_proxy": question(proxy, proxy),
+        }
+
     def _gaps(self, example: Example, conversation: Conversation) -> dict[str, float]:
         own, real = word_tokens(_said(conversation.turns)), word_tokens(_said(real_turns(self.slots(example))))
         return {f"{name}_gap": abs(measure(own) - measure(real)) for name, measure in _STATISTICS.items()}
@@ -251,6 +282,10 @@ def user_words(reply: str) -> str:
 def real_turns(slots: Sequence[Mapping[str, str]]) -> list[Turn]:
     """Returns turns of the real chat as a dialogue."""
     return [Turn(_AI if slot["role"] == "assistant" else _USER, slot["content"], "given") for slot in slots]
+
+
+def _author(turn: Turn) -> str:
+    return "given" if turn.speaker == _AI else "policy"
 
 
 def _said(turns: Sequence[Turn]) -> str:

@@ -118,6 +118,14 @@ class Sotopia(SoulTask[SotopiaOptions]):
         kind = payload["kind"] or source
         return {"hard": payload["hard"], "position": payload["eval_position"], "kind": kind, "source": source}
 
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Returns "premature" for silence or a try to leave too early, "missing" where turns ran out."""
+        turns = conversation.turns[:-1] if conversation.facts.get("ended") == "left" else conversation.turns
+        left_early = any(turn.author == "policy" and turn.text.startswith(f"[{LEAVE}]") for turn in turns)
+        if conversation.facts.get("ended") == "silence" or left_early:
+            return "premature"
+        return "missing" if conversation.facts.get("ended") == "turns" else ""
+
     def scene(self, example: Example) -> Scene:
         """Returns the scene as the policy's side lives it."""
         return scene_of(example, self.options.max_words)

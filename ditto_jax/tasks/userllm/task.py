@@ -58,6 +58,7 @@ class UserLLM(SoulTask[UserLLMOptions]):
     version = "1"
     options_type = UserLLMOptions
     in_character = True
+    simulates_user = True
     sources: ClassVar = {"generated": SPLITS, "files": SPLITS, "parquet": SPLITS}
 
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
@@ -79,6 +80,11 @@ class UserLLM(SoulTask[UserLLMOptions]):
     def breakdown(self, example: Example) -> Mapping[str, str]:
         payload = example.payload
         return {"subtask": payload["subtask"], "turn": payload["turn"], "source": payload["source"]}
+
+    def ending(self, example: Example, conversation: Conversation) -> str:
+        """Compares the end sign with whether the real user's turn was the last; only "prism" turns may be."""
+        ended, is_last = bool(conversation.facts.get("ended")), bool(example.payload.get("is_last"))
+        return "premature" if ended and not is_last else "missing" if is_last and not ended else ""
 
     def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
         text = prompts.user_prompt(example, self.options.max_words)
