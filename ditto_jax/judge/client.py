@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import httpx2
@@ -115,6 +115,10 @@ class ChatClient:
     async def say(self, messages: Sequence[Message]) -> CallResult[str]:
         """Returns the next message of a chat as plain text, or the outcome that stands in its place."""
         return await self._call(request_body(self._config, messages, None), text_of)
+
+    async def relay(self, body: Mapping[str, Any]) -> CallResult[Completion]:
+        """Returns the completion of a request whose body stands, whatever it says."""
+        return await self._call(dict(body), lambda completion: completion)
 
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
