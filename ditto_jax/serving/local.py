@@ -32,7 +32,7 @@ _CONTEXT = 16  # prompt tokens decoded with a continuation, so that the space be
 class LocalBackend:
     """Serves one policy. Raises ConfigError if it has fewer positions than `config.max_model_len`."""
 
-    def __init__(self, policy: Policy, config: EngineConfig, identity: str, mesh: Mesh | None = None):
+    def __init__(self, policy: Policy, config: EngineConfig, identity: str, mesh: Mesh):
         limit = min(config.max_model_len, policy.config.max_position_embeddings)
         replies = min(config.max_completion_tokens, limit - 1)
         self._config = dataclasses.replace(config, max_model_len=limit, max_completion_tokens=replies)

@@ -58,7 +58,7 @@ def make_backend(config: ServeConfig) -> Backend:
 
     engine = config.engine
     policy, mesh = policy_for_sampling(config.model_name_or_path, engine.dtype, fsdp=1, tensor=engine.tensor)
-    return LocalBackend(policy, engine, config.model_name_or_path, mesh if engine.tensor > 1 else None)
+    return LocalBackend(policy, engine, config.model_name_or_path, mesh)
 
 
 def _run(server: Server, listener: socket.socket, config: ServeConfig) -> None:

@@ -67,7 +67,7 @@ class Ticket:
 class SlotEngine:
     """Decodes up to `config.max_rows` tickets together. Thread-safe: `submit`, `aside`, `close`."""
 
-    def __init__(self, policy: Policy, config: EngineConfig, stop_ids: Sequence[int], mesh: Mesh | None = None):
+    def __init__(self, policy: Policy, config: EngineConfig, stop_ids: Sequence[int], mesh: Mesh):
         self.config = config
         self.drawn_tokens = 0
         self._policy = policy
