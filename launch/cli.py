@@ -58,7 +58,7 @@ _EXAMPLES = """\
   ditto-jax serve --backend openai --base_url http://localhost:9000/v1 --model NAME
   ditto-jax chat tiny-tom
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
-  ditto-jax export --run runs/quickstart --output exported --merged
+  ditto-jax export runs/quickstart --format hf --output exported
   ditto-jax report runs/quickstart
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows
   ditto-jax doctor"""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -119,12 +119,14 @@ class Server:
 
     async def _stream(self, request: Request, job: Job) -> AsyncIterator[str]:
         with self._counted(job):
-            async with contextlib.aclosing(events(self.backend, job, self.guard)) as shown:
-                while True:
-                    event = await _unless_gone(request, anext(shown, None))
-                    if event is None:
-                        return
-                    yield event
+            gone = asyncio.ensure_future(_left(request))
+            try:
+                async with contextlib.aclosing(events(self.backend, job, self.guard)) as shown:
+                    while (event := await _unless(gone, anext(shown, None))) is not None:
+                        yield event
+            finally:
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
 
     @contextlib.contextmanager
     def _counted(self, job: Job):
@@ -179,19 +181,26 @@ class Server:
 _NO_BUFFER = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def _unless_gone(request: Request, work: Awaitable[Any] | Coroutine[Any, Any, Any]) -> Any:
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     """Returns what the work returns; raises ClientDisconnect, with the work cancelled, if the client leaves first."""
-    task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_left(request))
+    try:
+        return await _unless(gone, work)
+    finally:
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+
+
+async def _unless(gone: asyncio.Future[None], work: Awaitable[Any]) -> Any:
+    task = asyncio.ensure_future(work)
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _left(request: Request) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx2
+import uvicorn
 
 from ditto_jax.serving.app import Server
 from ditto_jax.serving.ask import Ask, Piece
@@ -69,6 +73,25 @@ async def client_of(backend: Any, house: House | None = None, **options: Any) ->
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
             yield client
+
+
+@contextlib.contextmanager
+def listening(backend: Any, house: House | None = None, **options: Any) -> Iterator[str]:
+    """The address of a server in a thread of its own."""
+    server = Server(backend, house or House("ditto"), **options)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=10))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not running.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
 
 
 def events_of(text: str) -> list[dict[str, Any]]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
-import threading
 import time
 
 import httpx2
@@ -14,15 +11,13 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
-import uvicorn
 
 from ditto_jax.policy import load_policy
-from ditto_jax.serving.app import Server
 from ditto_jax.serving.config import EngineConfig
-from ditto_jax.serving.jobs import House
 from ditto_jax.serving.local import LocalBackend
 from model import llama
 from model.partition import make_mesh
+from tests.serving.scripted import listening
 from tests.tiny_policy import compiled_programs, quick_compilation
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -41,25 +36,6 @@ def free(**more):
 
 def chat(text: str, **more):
     return free(messages=[{"role": "user", "content": text}], **more)
-
-
-@contextlib.contextmanager
-def listening(backend, **options):
-    """The address of a server in a thread of its own."""
-    server = Server(backend, House("ditto"), **options)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=10))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not running.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
