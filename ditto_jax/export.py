@@ -117,9 +117,9 @@ def _write(
 def _contents(config: ExportConfig, lora: LoraConfig | None, apart: bool) -> str:
     if apart:
         return "adapters in the format of PEFT"
-    what = (
-        "the larger model, its text tower trained" if config.format == "graft" else f"a whole model in {config.dtype}"
-    )
+    what = f"a whole model in {config.dtype}"
+    if config.format == "graft":
+        what = "the larger model, its text tower trained"
     return what if lora is None else f"{what}, adapters merged"
 
 

@@ -146,9 +146,8 @@ def admit(
     """Returns the state with the prompts in their slots and one token drawn for each of their rows.
 
     With `kept` (of `carry_over`) the prompts' prefixes, and the first tokens after them, are taken instead of run.
-    `apart`: settings of the prompts' rows, in place of `sampling`.
-    `shards` is how many devices the slot axis is split over: prompts go to slots of their own shard only, so that no
-    key crosses devices. Rows of other slots draw nothing.
+    apart: settings of each row in place of `sampling`. shards: how many devices the slot axis is split over; prompts go
+    to slots of their own shard only, so that no key crosses devices. Rows of other slots draw nothing.
     """
     rows, tail = prompts.tail_ids.shape
     slots, width = prompts.prefix_ids.shape
