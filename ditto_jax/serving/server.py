@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -80,7 +81,17 @@ def _run(server: Server, listener: socket.socket, config: ServeConfig) -> None:
         limit_concurrency=None,
         backlog=2048,
     )
-    Announcing(settings).run(sockets=[listener])
+    # Once it has shut down, uvicorn raises the signal again; by then everything is done and the end is a good one.
+    before = {number: signal.signal(number, _nothing_left) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        Announcing(settings).run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _nothing_left(number: int, frame: object) -> None:
+    """Takes a signal that has been obeyed."""
 
 
 def _key(config: ServeConfig, environ: Mapping[str, str]) -> str | None:

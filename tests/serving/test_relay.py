@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+
+import httpx2
 
 from ditto_jax.serving.config import RemoteConfig
 from ditto_jax.serving.jobs import House
@@ -15,6 +20,7 @@ from tests.judge.server import completion, responds, serving
 from tests.serving.scripted import HELLO, client_of
 
 CHAT = "/v1/chat/completions"
+ROOT = Path(__file__).resolve().parents[2]
 PROBE = responds(200, completion("{}"))
 
 
@@ -107,8 +113,30 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_serving_in_front_of_an_endpoint_needs_no_jax(tmp_path):
-    """The talk is the same code without a socket: it ends by itself."""
+def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight_and_needs_no_jax():
+    asked, told = threading.Event(), threading.Event()
+
+    def slow(handler):
+        asked.set()
+        told.wait(30)
+        time.sleep(0.2)  # the signal has been taken
+        responds(200, completion("I want my money back."))(handler)
+
+    with serving(PROBE, slow) as server, concurrent.futures.ThreadPoolExecutor() as threads:
+        words = ["serve", "--backend", "openai", "--base_url", server.base_url, "--model", "far", "--port", "0"]
+        program = [sys.executable, "-c", _WITHOUT_JAX, *words]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stdout is not None
+            url = process.stdout.readline().split(" at ")[1].strip()
+            reply = threads.submit(httpx2.post, f"{url}/chat/completions", json=HELLO, timeout=60)
+            assert asked.wait(30)
+            process.terminate()
+            told.set()
+            assert reply.result().json()["choices"][0]["message"]["content"] == "I want my money back."
+            assert process.wait(30) == 0
+
+
+def test_talking_to_an_endpoint_needs_no_jax():
     with serving(PROBE, responds(200, completion("I want my money back."))) as server:
         words = ["chat", "--backend", "openai", "--base_url", server.base_url, "--model", "far"]
         done = subprocess.run(
@@ -117,7 +145,7 @@ def test_serving_in_front_of_an_endpoint_needs_no_jax(tmp_path):
             capture_output=True,
             text=True,
             timeout=120,
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=ROOT,
         )
     assert done.returncode == 0, done.stderr
     assert "ditto> I want my money back." in done.stdout
