@@ -36,8 +36,11 @@ class ChatFormat(Protocol):
         """Ids that end a reply."""
         ...
 
-    def open(self, chat: Chat) -> list[int]:
-        """Returns the ids of a prompt: `chat` and the header after which the policy writes its reply."""
+    def open(self, chat: Chat, speaker: str = "assistant") -> list[int]:
+        """Returns the ids of a prompt: `chat` and the header after which the policy writes its reply.
+
+        speaker: the role whose turn that is; "user" for models that were trained to write users' turns.
+        """
         ...
 
     def extend(self, previous: Chat, new: Chat, *, last_id: int | None) -> list[int]:
@@ -78,8 +81,8 @@ class MarkerChat:
     def stop_ids(self) -> tuple[int, ...]:
         return (self._end, *self._tokenizer.eos_ids)
 
-    def open(self, chat: Chat) -> list[int]:
-        return [*self._turns(chat), self._markers["assistant"]]
+    def open(self, chat: Chat, speaker: str = "assistant") -> list[int]:
+        return [*self._turns(chat), self._markers[speaker]]
 
     def extend(self, previous: Chat, new: Chat, *, last_id: int | None) -> list[int]:
         _check_reply_is_last(previous)
@@ -106,7 +109,7 @@ class PlainChat:
     def stop_ids(self) -> tuple[int, ...]:
         return self._tokenizer.eos_ids
 
-    def open(self, chat: Chat) -> list[int]:
+    def open(self, chat: Chat, speaker: str = "assistant") -> list[int]:
         bos = self._tokenizer.bos_id
         ids = [*([] if bos is None else [bos]), *self._tokenizer.encode(_lines(chat))]
         if not ids:
@@ -143,8 +146,12 @@ class TemplateChat:
         end = () if self._end is None else (self._end,)
         return tuple(dict.fromkeys((*end, *self._tokenizer.eos_ids)))
 
-    def open(self, chat: Chat) -> list[int]:
-        return self._encode(self._render(chat, add_generation_prompt=True))
+    def open(self, chat: Chat, speaker: str = "assistant") -> list[int]:
+        if speaker == "assistant":
+            return self._encode(self._render(chat, add_generation_prompt=True))
+        stand_in = _absent_word(chat)  # templates open no turn but the assistant's: this one is opened by its content
+        rendered = self._render([*chat, Message(speaker, stand_in)], add_generation_prompt=False)
+        return self._encode(rendered.rpartition(stand_in)[0])
 
     def extend(self, previous: Chat, new: Chat, *, last_id: int | None) -> list[int]:
         _check_reply_is_last(previous)

@@ -32,7 +32,7 @@ from model.generate import (
 )
 from model.llama import Params, Prefix
 from model.partition import ACTIVATION_RULES, decode_state_shardings
-from model.sampling import SamplingParams
+from model.sampling import RowSampling, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +108,15 @@ class SlotState:
         """To how many slots `shrink` would go; None if there is no smaller size."""
         return next((size for size in self.shapes.fewer_slots if size < self.slots), None)
 
-    def admit(self, prompts: PromptBatch, copies: bool) -> Drawn:
-        """Puts prompts into slots and draws a token for each of their rows; copies: their keys were kept."""
+    def admit(self, prompts: PromptBatch, copies: bool, apart: RowSampling | None = None) -> Drawn:
+        """Puts prompts into slots and draws a token for each of their rows; copies: their keys were kept. apart:
+        settings of these rows, where each has its own.
+        """
         kept = self.carried_over(prompts) if copies else None
         with self._on_mesh():
-            self._state, drawn = admit(self._params, self._state, prompts, kept, **self._static, shards=self.shards)
+            self._state, drawn = admit(
+                self._params, self._state, prompts, kept, apart, **self._static, shards=self.shards
+            )
         return drawn
 
     def carried_over(self, prompts: PromptBatch) -> Kept:
@@ -123,12 +127,17 @@ class SlotState:
         with self._on_mesh():
             return carry_over(kept, *places, prefix_width=self.shapes.prefix, shards=self.shards)
 
-    def decode(self, cancelled: np.ndarray, enough: int) -> Drawn:
-        """Draws a chunk of tokens; `cancelled` bool[B] rows stop, and the chunk ends once `enough` rows are done."""
-        steps = self._decoding.steps
+    def decode(
+        self, cancelled: np.ndarray, enough: int, apart: RowSampling | None = None, steps: int | None = None
+    ) -> Drawn:
+        """Draws a chunk of tokens; `cancelled` bool[B] rows stop, and the chunk ends once `enough` rows are done.
+
+        apart: settings of all rows, where each has its own. steps: of this chunk, if not as many as configured.
+        """
+        steps = steps or self._decoding.steps
         with self._on_mesh():
             self._state, drawn = decode_chunk(
-                self._decode_params, self._state, cancelled, np.int32(enough), **self._static, steps=steps
+                self._decode_params, self._state, cancelled, np.int32(enough), apart, **self._static, steps=steps
             )
         return drawn
 

@@ -110,6 +110,19 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode(_within(ids, self.vocab_size))
 
+    def piece_bytes(self) -> list[bytes]:
+        """Returns what every piece writes inside a text; nothing for control pieces."""
+        pieces = []
+        for token in range(self.vocab_size):
+            text = self._model.id_to_piece(token)
+            if self._model.is_byte(token):
+                pieces.append(bytes([int(text[3:-1], 16)]))  # <0x41>
+            elif self._model.is_control(token) or self._model.is_unknown(token):
+                pieces.append(b"")
+            else:
+                pieces.append(text.replace("\u2581", " ").encode())
+        return pieces
+
     def control_id(self, name: str) -> int | None:
         token = self._model.piece_to_id(name)
         return token if self._model.is_control(token) and self._model.id_to_piece(token) == name else None

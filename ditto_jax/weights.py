@@ -24,13 +24,13 @@ from ditto_jax.config import RunConfig
 from ditto_jax.config_io import read_yaml
 from ditto_jax.errors import ConfigError, MissingInputError, ModelError
 from ditto_jax.keys import derive
-from ditto_jax.policy import Policy
+from ditto_jax.policy import Policy, load_policy
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.state import whole_params
 from ditto_jax.strict import build
 from model.errors import WeightsError
 from model.lora import LoraConfig, combine, init_adapters, merge
-from model.partition import parameter_shardings
+from model.partition import make_mesh, parameter_shardings
 from model.peft_io import load_adapter
 
 
@@ -193,3 +193,27 @@ def trained_params(folder: str, weights: Weights, run: RunConfig) -> tuple[Any, 
                 f"started from, {run.model_name_or_path}"
             )
         return saved.restore_params(weights.abstract())
+
+
+def policy_for_sampling(name: str, dtype: str, *, fsdp: int = 1, tensor: int = 1) -> tuple[Policy, Mesh]:
+    """Returns the policy of a model folder, a packaged policy or the newest checkpoint of a run, and its mesh.
+
+    Raises ConfigError (too few devices), and what `load_policy` and `trained_params` raise.
+    """
+    wanted, devices = fsdp * tensor, jax.devices()
+    if wanted > len(devices):
+        raise ConfigError(f"fsdp={fsdp} x tensor={tensor} needs {wanted} devices, {len(devices)} are present")
+    mesh = make_mesh(1, fsdp, tensor, devices[:wanted])
+    run = training_run(name)
+    policy = load_policy(
+        name if run is None else run.model_name_or_path,
+        mesh,
+        param_dtype=dtype,
+        compute_dtype=dtype,
+        quantization="none" if run is None else run.quantization,
+    )
+    if run is not None:
+        weights = Weights(on_base_of(run, run), policy, mesh)
+        trained, _ = trained_params(name, weights, run)
+        policy = dataclasses.replace(policy, params=weights.for_sampling(trained))
+    return policy, mesh

@@ -33,6 +33,8 @@ VERBS = {
     "train": Verb("train a policy with verbal feedback; continues an interrupted run", "launch.verbs:train"),
     "eval": Verb("measure a policy on tasks, without feedback", "launch.verbs:evaluate"),
     "sample": Verb("print what a policy writes after a prompt", "launch.sample:main"),
+    "serve": Verb("serve a simulator at an OpenAI-compatible address", "launch.serve:main"),
+    "chat": Verb("talk to a simulator in the terminal", "launch.serve:chat"),
     "export": Verb("write what a run has trained for other software", "launch.verbs:export"),
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
@@ -57,8 +59,11 @@ _EXAMPLES = """\
   ditto-jax compare runs/quickstart@0 runs/quickstart
   ditto-jax judge --run runs/soul_eval --repeats 3
   ditto-jax sample --model_name_or_path FOLDER --prompt "Once upon a time" --temperature 0
+  ditto-jax serve runs/quickstart --preset userllm --persona persona.yaml
+  ditto-jax serve --backend openai --base_url http://localhost:9000/v1 --model NAME
+  ditto-jax chat tiny-tom
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
-  ditto-jax export --run runs/quickstart --output exported --merged
+  ditto-jax export runs/quickstart --format hf --output exported
   ditto-jax report runs/quickstart
   ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
   ditto-jax cache stats runs/quickstart/judge_cache.sqlite

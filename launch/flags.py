@@ -42,14 +42,17 @@ def parse(
     verb: str,
     description: str,
     options: Sequence[tuple[str, Any, Any]] = (),
+    default: ConfigT | None = None,
 ) -> Parsed[ConfigT]:
     """Returns the settings of one verb; `options` are (name, type, default), types annotated with their help.
+
+    default: where the flags start from without --config, if not from the defaults of the class.
 
     Raises ConfigError or MissingInputError. Exits with 0 once --print_config or --help has been printed, with 2 for a
     value of the wrong type.
     """
     paths = _config_paths(args)
-    loaded, origin = load_config(cls, paths) if paths else (None, {})
+    loaded, origin = load_config(cls, paths) if paths else (default, {})
     with own_errors():
         flags, unknown = tyro.cli(
             _flags_class(cls, loaded, options),

@@ -79,32 +79,11 @@ def sample(config: SampleConfig) -> list[str]:
 
 
 def _load(config: SampleConfig) -> Policy:
-    import jax
-
     from ditto_jax.chat import PlainChat
     from ditto_jax.errors import ConfigError
-    from ditto_jax.policy import load_policy
-    from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
-    from model.partition import make_mesh
+    from ditto_jax.weights import policy_for_sampling
 
-    wanted, devices = config.fsdp * config.tensor, jax.devices()
-    if wanted > len(devices):
-        raise ConfigError(
-            f"fsdp={config.fsdp} x tensor={config.tensor} needs {wanted} devices, {len(devices)} are present"
-        )
-    mesh = make_mesh(1, config.fsdp, config.tensor, devices[:wanted])
-    run = training_run(config.model_name_or_path)
-    policy = load_policy(
-        config.model_name_or_path if run is None else run.model_name_or_path,
-        mesh,
-        param_dtype=config.dtype,
-        compute_dtype=config.dtype,
-        quantization="none" if run is None else run.quantization,
-    )
-    if run is not None:
-        weights = Weights(on_base_of(run, run), policy, mesh)
-        trained, _ = trained_params(config.model_name_or_path, weights, run)
-        policy = dataclasses.replace(policy, params=weights.for_sampling(trained))
+    policy, _ = policy_for_sampling(config.model_name_or_path, config.dtype, fsdp=config.fsdp, tensor=config.tensor)
     plain = isinstance(policy.chat_format, PlainChat)
     if plain and (config.chat or config.system is not None):
         raise ConfigError(

@@ -67,8 +67,9 @@ def export(args: list[str], command: list[str]) -> int:
     environment.prepare_allocator()
     from ditto_jax.export import ExportConfig, export_run
 
-    about = "Write the adapters of a run for PEFT, or a whole model (--merged, or --graft for a Qwen3-VL)."
-    folder, reader = export_run(parse(ExportConfig, args, "export", about).config)
+    words = ["--run", *args] if args and not args[0].startswith("-") else args
+    about = "Write what a run has trained: adapters for PEFT, a whole model, or the Qwen3-VL that it began with."
+    folder, reader = export_run(parse(ExportConfig, words, "export", about).config)
     print(f"exported: {folder} (for {reader})")
     return 0
 

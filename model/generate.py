@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from model.llama import Cache, Params, Prefix, extend, logits, make_prefix
-from model.sampling import SamplingParams, draw
+from model.sampling import RowSampling, SamplingParams, draw
 from model.stored_keys import dtype_of, empty_keys, layers_of, map_tokens, stacked, store
 
 Array = Any  # NumPy on the host, jax inside jitted code
@@ -98,8 +98,7 @@ def empty_state(
 ) -> DecodeState:
     """Returns a state of `slots` slots without prompts, for `rows` rows over a ring of `width` columns.
 
-    unstacked: keys lie layer by layer, for parameters from `llama.unstack`. kv_dtype: a name from
-    `stored_keys.KEY_DTYPES`.
+    unstacked: keys lie layer by layer, for parameters from `llama.unstack`. kv_dtype: one of `stored_keys.KEY_DTYPES`.
     """
     dtype = config.compute_dtype if kv_dtype == "compute" else kv_dtype
     cache, prefix = _empty_cache(config, rows, width, dtype), _empty_prefix(config, slots, prefix_width, dtype)
@@ -137,6 +136,7 @@ def admit(
     state: DecodeState,
     prompts: PromptBatch,
     kept: Kept | None = None,
+    apart: RowSampling | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
@@ -146,9 +146,8 @@ def admit(
     """Returns the state with the prompts in their slots and one token drawn for each of their rows.
 
     With `kept` (of `carry_over`) the prompts' prefixes, and the first tokens after them, are taken instead of run.
-
-    `shards` is how many devices the slot axis is split over: prompts go to slots of their own shard only, so that no
-    key crosses devices. Rows of other slots draw nothing.
+    apart: settings of each row in place of `sampling`. shards: how many devices the slot axis is split over; prompts go
+    to slots of their own shard only, so that no key crosses devices. Rows of other slots draw nothing.
     """
     rows, tail = prompts.tail_ids.shape
     slots, width = prompts.prefix_ids.shape
@@ -166,7 +165,7 @@ def admit(
     positions = jnp.where(offset >= 0, start[:, None] + offset, -1)
     hidden, own = extend(params, config, prompts.tail_ids, positions, own, prefix)
     drawn = jnp.zeros(rows, jnp.int32)
-    tokens, logprobs = draw(logits(params, config, hidden[:, -1]), prompts.row_keys, drawn, sampling)
+    tokens, logprobs = draw(logits(params, config, hidden[:, -1]), prompts.row_keys, drawn, sampling, apart)
     live = prompts.limits > 0
     entering = DecodeState(
         cache=own,
@@ -354,13 +353,14 @@ def decode_chunk(
     state: DecodeState,
     cancelled: jax.Array,
     enough: jax.Array,
+    apart: RowSampling | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
     stop_ids: tuple[int, ...],
     steps: int,
 ) -> tuple[DecodeState, Drawn]:
-    """Returns the state after up to `steps` more tokens a row, and these.
+    """Returns the state after up to `steps` more tokens a row, and these; `apart` as in `admit`.
 
     `cancelled` bool[B] rows stop at once. The call ends early when `enough` (int32) rows are done, so that others may
     take their slots.
@@ -379,7 +379,7 @@ def decode_chunk(
         live = ~state.done
         position = jnp.where(live, state.position, -1)
         hidden, cache = extend(params, config, state.last[:, None], position[:, None], state.cache, prefix)
-        token, logprob = draw(logits(params, config, hidden[:, 0]), state.row_keys, state.drawn, sampling)
+        token, logprob = draw(logits(params, config, hidden[:, 0]), state.row_keys, state.drawn, sampling, apart)
         at = (jnp.int32(0), count)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], at)
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,20 @@ class SamplingParams:
         for message, holds in checks.items():
             if not holds:
                 raise ValueError(message)
+
+
+class RowSampling(NamedTuple):
+    """How tokens are drawn where rows differ, as arrays, so that no setting compiles a program of its own.
+
+    temperature float32[B] (0 = greedy), top_k int32[B] (0 = off), top_p float32[B] (1 = off), min_p float32[B] (0 =
+    off). allowed: int32[B, ceil(V / 32)], bit j of word i says whether token 32 i + j may be drawn; None = all may.
+    """
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    allowed: Any = None
 
 
 def truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
@@ -89,13 +104,65 @@ def _float_at(places: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
+def _draw_apart(
+    logits: jax.Array, row_keys: jax.Array, index: jax.Array, rows: RowSampling
+) -> tuple[jax.Array, jax.Array]:
+    """`draw` where every row has settings of its own; the same settings in every row draw the same tokens.
+
+    Log-probs are those before temperature, truncation and `allowed`, so that they can be compared between requests.
+    """
+    own = jax.nn.log_softmax(logits, axis=-1)
+    if rows.allowed is not None:
+        logits = jnp.where(_bits(rows.allowed, logits.shape[-1]), logits, _NEGATIVE)
+    greedy = rows.temperature <= 0
+    scaled = logits / jnp.where(greedy, 1.0, rows.temperature)[:, None]
+    truncated = jax.lax.cond(_any_truncates(rows), lambda: _truncate_apart(scaled, rows), lambda: scaled)
+    uniforms = jax.vmap(lambda key, i: jax.random.uniform(jax.random.fold_in(key, i)))(row_keys, index)
+    probs = jnp.exp(truncated - jax.nn.logsumexp(truncated, axis=-1)[:, None])
+    drawn = _inverse_cdf(probs, uniforms)
+    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn)
+    return tokens, jnp.take_along_axis(own, tokens[:, None], axis=-1)[:, 0]
+
+
+def _any_truncates(rows: RowSampling) -> jax.Array:
+    return jnp.any((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0))
+
+
+def _truncate_apart(logprobs: jax.Array, rows: RowSampling) -> jax.Array:
+    """`truncate` with thresholds that differ by row; a row whose settings are off keeps all tokens."""
+    wanted_k = jnp.where(rows.top_k > 0, rows.top_k, logprobs.shape[-1])
+    kth = _largest(logprobs, lambda kept: jnp.sum(kept, axis=-1) >= wanted_k)
+    logprobs = jnp.where(logprobs < kth[:, None], _NEGATIVE, logprobs)
+    probs = jax.nn.softmax(logprobs, axis=-1)
+    wanted = rows.top_p * jnp.sum(probs, axis=-1)
+    least = _largest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= wanted)
+    outside = (probs < least[:, None]) & (rows.top_p < 1)[:, None]
+    logprobs = jnp.where(outside, _NEGATIVE, logprobs)
+    best = jnp.max(logprobs, axis=-1, keepdims=True)
+    return jnp.where(logprobs < best + jnp.log(rows.min_p)[:, None], _NEGATIVE, logprobs)
+
+
+def _bits(words: jax.Array, count: int) -> jax.Array:
+    """bool[B, count] of int32[B, ceil(count / 32)]; tokens beyond the words may not be drawn."""
+    bits = (words[:, :, None] >> jnp.arange(32)) & 1
+    flat = bits.reshape(words.shape[0], -1)[:, :count].astype(bool)
+    return jnp.pad(flat, ((0, 0), (0, count - flat.shape[1])))
+
+
 def draw(
-    logits: jax.Array, row_keys: jax.Array, index: jax.Array, params: SamplingParams
+    logits: jax.Array,
+    row_keys: jax.Array,
+    index: jax.Array,
+    params: SamplingParams,
+    apart: RowSampling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (tokens int32[B], logprobs float32[B]) drawn from float32 logits [B, V].
 
-    row_keys: uint32[B, 2] raw threefry keys; index: int32[B], the number of the token within its sample.
+    row_keys: uint32[B, 2] raw threefry keys; index: int32[B], the number of the token within its sample. apart:
+    settings of each row in place of `params`; log-probs are then those of the model itself.
     """
+    if apart is not None:
+        return _draw_apart(logits, row_keys, index, apart)
     if params.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]

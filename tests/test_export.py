@@ -13,11 +13,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ditto_jax.errors import ConfigError, ModelError, RunDirectoryError
+from ditto_jax.evaluate import TaskEvaluation, write_evaluation
 from ditto_jax.export import ExportConfig, export_run
+from ditto_jax.export_card import Exported, card
 from ditto_jax.loop import train
 from ditto_jax.policy import load_policy
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.setup import assemble
+from ditto_jax.tokenizer import load_tokenizer
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from launch.cli import main
 from model import llama
@@ -67,12 +70,24 @@ def of_folder(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", ["of_adapters", "of_everything"])
 def test_a_whole_model_computes_what_the_run_computed(name, request, tmp_path, capsys):
     run = request.getfixturevalue(name)
-    words = ["--run", run.path, "--output", tmp_path / "model", "--merged", "--dtype", "float32"]
+    words = [run.path, "--output", tmp_path / "model", "--format", "hf", "--dtype", "float32"]
     assert main(["export", *map(str, words)]) == 0
     assert capsys.readouterr().out == f"exported: {tmp_path / 'model'} (for LlamaForCausalLM)\n"
     expected, start = of_run(run)
     np.testing.assert_allclose(of_folder(tmp_path / "model"), expected, atol=1e-4)
     assert np.abs(start - expected).max() > 1e-3
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers") and "made by this project's generators" in card
+    assert "ditto-jax train --config tiny.yaml" in card and "| scored by |" in card
+    drawn = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert drawn["do_sample"] and set(drawn["eos_token_id"]) == set(load_config(tmp_path / "model").eos_token_ids)
+    assert load_tokenizer(tmp_path / "model").encode("Anne") == load_tokenizer(run_base(run)).encode("Anne")
+
+
+def run_base(run: RunDirectory) -> str:
+    config = training_run(str(run.path))
+    assert config is not None
+    return config.model_name_or_path
 
 
 def test_adapters_come_out_as_the_checkpoint_holds_them_and_a_new_run_begins_with_them(
@@ -83,6 +98,8 @@ def test_adapters_come_out_as_the_checkpoint_holds_them_and_a_new_run_begins_wit
     policy = load_policy(str(policy_folder), make_mesh())
     found, lora = load_adapter(folder, policy.config)
     assert lora == LORA
+    assert "rank 4, alpha 8.0" in (folder / "README.md").read_text()
+    assert {"generation_config.json", "tokenizer.model"} <= {path.name for path in folder.iterdir()}
     config = run_config(policy_folder, tmp_path, lora=LORA, quantization="int8", adapter_name_or_path=str(folder))
     parts = assemble(config)
     weights = Weights(config, parts.policy, parts.mesh)
@@ -121,7 +138,7 @@ def test_a_trained_text_tower_goes_back_into_the_vision_language_model(policy_fo
     drawn = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), drawn)
     save_adapter(tmp_path / "drawn", config, jax.device_get(drawn), LORA, str(whole))
     run = _run(whole, tmp_path / "runs", lora=LORA, adapter_name_or_path=str(tmp_path / "drawn"))
-    assert main(["export", "--run", str(run.path), "--output", str(tmp_path / "new"), "--graft"]) == 0
+    assert main(["export", "--run", str(run.path), "--output", str(tmp_path / "new"), "--format", "graft"]) == 0
     assert capsys.readouterr().out == f"exported: {tmp_path / 'new'} (for Qwen3VLForConditionalGeneration)\n"
     expected, start = of_run(run)
     np.testing.assert_allclose(of_folder(tmp_path / "new"), expected, atol=1e-4)
@@ -148,13 +165,40 @@ def test_adapters_of_another_rank_or_without_one_are_refused(of_adapters, policy
         Weights(config, parts.policy, parts.mesh)
 
 
+def test_a_card_shows_the_newest_figures_that_are_not_newer_than_what_is_exported(of_everything, tmp_path):
+    config = training_run(str(of_everything.path))
+    assert config is not None
+    run = RunDirectory(tmp_path)
+    for step, value in ((0, 0.125), (1, 0.375), (2, 0.875)):
+        record = {
+            "label": "hitom",
+            "task": "hitom",
+            "task_version": "1",
+            "source": None,
+            "value": value,
+            "n": 8,
+            "interval": {"low": 0.1, "high": 0.9, "confidence": 0.95, "method": "wilson"},
+            "step": step,
+            "rows": {"found": 8, "used": 8, "refused": 0, "refused_first": "", "left_out": {}},
+            "outcomes": {},
+            "scored_by": ["rules@hitom-1"],
+            "partners": {},
+        }
+        write_evaluation(run, TaskEvaluation("hitom", record, []), step)
+    policy = load_policy(config.model_name_or_path, make_mesh())
+    text = card(run, config, policy, Exported("it", "a whole model", "transformers", 1, False))
+    assert "0.375" in text and "0.875" not in text and "rules@hitom-1" in text and "step 1" in text
+
+
 def test_what_cannot_be_exported_is_said(of_everything, tmp_path):
+    with pytest.raises(ConfigError, match="format=peft: .* trained all parameters"):
+        export_run(ExportConfig(str(of_everything.path), str(tmp_path / "out"), "peft"))
     with pytest.raises(ConfigError, match="output is empty"):
         ExportConfig(run="runs/quickstart")
     with pytest.raises(ConfigError, match="no directory of a training run"):
         export_run(ExportConfig(str(tmp_path), str(tmp_path / "out")))
-    with pytest.raises(ConfigError, match="graft: .* is a LlamaForCausalLM"):
-        export_run(ExportConfig(str(of_everything.path), str(tmp_path / "out"), graft=True))
+    with pytest.raises(ConfigError, match="format=graft: .* is a LlamaForCausalLM"):
+        export_run(ExportConfig(str(of_everything.path), str(tmp_path / "out"), "graft"))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     with pytest.raises(RunDirectoryError, match="output=.*notes"):

@@ -150,6 +150,10 @@ class ChatClient:
         """
         return await self._call(request_body(self._config, messages, None) | dict(fields), _as_it_stands)
 
+    async def relay(self, body: Mapping[str, Any]) -> CallResult[Completion]:
+        """Returns the completion of a request whose body stands, whatever it says."""
+        return await self._call(dict(body), lambda completion: completion)
+
     async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
 

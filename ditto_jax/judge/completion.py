@@ -36,18 +36,24 @@ _FILTER_CODES = ("content_filter", "content_policy_violation")
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What the model answered. `refusal` says why it declined, or is empty."""
+    """What the model answered. `refusal` says why it declined, or is empty. calls: of tools; reasoning: thoughts that
+    the endpoint reports apart.
+    """
 
     text: str
     refusal: str
     is_cut_off: bool
     tokens_in: int
     tokens_out: int
+    calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning: str = ""
 
 
 class _WireMessage(pydantic.BaseModel):
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
 
 
 class _WireChoice(pydantic.BaseModel):
@@ -133,6 +139,8 @@ def read_completion(content: bytes) -> Completion:
         is_cut_off=choice.finish_reason == "length",
         tokens_in=_tokens(wire.usage, "prompt_tokens"),
         tokens_out=_tokens(wire.usage, "completion_tokens"),
+        calls=tuple(choice.message.tool_calls or ()),
+        reasoning=choice.message.reasoning_content or "",
     )
 
 

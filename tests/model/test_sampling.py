@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sampling import SamplingParams, draw, truncate
+from model.sampling import RowSampling, SamplingParams, draw, truncate
 from tests.tiny_policy import quickly_compiled
 
 VOCAB, DRAWS = 40, 20_000
@@ -216,3 +216,40 @@ def test_a_drawn_token_was_kept_and_has_the_log_prob_of_the_truncated_distributi
     expected = scipy.special.log_softmax(cut, axis=-1)[np.arange(4), tokens]
     assert np.all(expected > -100)
     np.testing.assert_allclose(logprobs, expected, atol=2e-6)
+
+
+def _apart(params: list[SamplingParams], allowed: np.ndarray | None = None) -> RowSampling:
+    def column(name: str, dtype: str) -> np.ndarray:
+        return np.array([getattr(one, name) for one in params], dtype)
+
+    settings = (column("temperature", "f4"), column("top_k", "i4"), column("top_p", "f4"), column("min_p", "f4"))
+    return RowSampling(*settings, allowed)
+
+
+def test_rows_with_settings_of_their_own_draw_what_they_would_draw_together():
+    chosen = [*SETTINGS.values(), SamplingParams(temperature=0)]
+    rows = len(chosen) * 64
+    logits = np.random.default_rng(3).normal(0, 2, (rows, VOCAB)).astype(np.float32)
+    index = np.arange(rows, dtype=np.int32)
+    each = [chosen[i % len(chosen)] for i in range(rows)]
+    tokens, logprobs = drawn(logits, keys(rows), index, SamplingParams(), _apart(each))
+    for number, params in enumerate(chosen):
+        own = slice(number, None, len(chosen))
+        expected, _ = drawn(logits[own], keys(rows)[own], index[own], params)
+        np.testing.assert_array_equal(tokens[own], expected)
+    np.testing.assert_allclose(
+        logprobs, scipy.special.log_softmax(logits, axis=-1)[np.arange(rows), tokens], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_draw_only_what_they_are_allowed(temperature):
+    rows = 400
+    logits = np.broadcast_to(LOGITS, (rows, VOCAB))
+    permitted = np.zeros((rows, 64), bool)
+    permitted[:, [1, 7, 33, 39]] = True
+    words = np.packbits(permitted, axis=1, bitorder="little").view(np.int32)
+    apart = _apart([SamplingParams(temperature=temperature)] * rows, words)
+    tokens, _ = drawn(logits, keys(rows), np.zeros(rows, np.int32), SamplingParams(), apart)
+    found = set(np.asarray(tokens).tolist())
+    assert found == ({1, 7, 33, 39} if temperature else {max((1, 7, 33, 39), key=lambda i: LOGITS[i])})

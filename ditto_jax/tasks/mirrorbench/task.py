@@ -40,8 +40,8 @@ _SYSTEM = (
     "quotation marks around it. Match how long, how polished and how specific the messages of real people are.\n"
     "What this person is after: {goal}"
 )
-_FIRST = "The chat is empty. Write your first message."
-_NEXT = "The assistant said:\n{text}\n\nWrite your next message."
+FIRST_TURN = "The chat is empty. Write your first message."
+NEXT_TURN = "The assistant said:\n{text}\n\nWrite your next message."
 _ASSISTANT_SYSTEM = (
     "You are the AI assistant in the chat below. Answer the person's latest message. For consistency, this is how the "
     "original chat went; keep to its facts and its manner, but answer what is said now:\n{original}"
@@ -54,6 +54,11 @@ _JUDGE = (
     'Reply as JSON {"reasoning": "two or three sentences", "score": number}; '
     "0 is unlike, 0.5 partly alike, 1 highly alike."
 )
+
+
+def user_system(goal: str) -> str:
+    """Returns what the person is told who uses the assistant."""
+    return _SYSTEM.format(goal=goal)
 
 
 class Likeness(pydantic.BaseModel):
@@ -125,10 +130,10 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
     def opening(self, example: Example, feedback: str | None = None) -> tuple[Message, ...]:
         slots = self.slots(example)
         goal = cut_middle(str(example.payload["task_description"]), self.options.max_words)
-        first = _FIRST
+        first = FIRST_TURN
         if slots and slots[0]["role"] == "assistant" and self.options.seed_opening:
-            first = _NEXT.format(text=self._shown(slots[0]["content"]))
-        chat = self.placed((Message("system", _SYSTEM.format(goal=goal)), Message("user", first)), feedback)
+            first = NEXT_TURN.format(text=self._shown(slots[0]["content"]))
+        chat = self.placed((Message("system", user_system(goal)), Message("user", first)), feedback)
         if feedback is not None and self.options.gold_in_prompt:
             messages = "\n".join(cut_middle(turn["content"], 500) for turn in slots if turn["role"] == "user")
             note = f"\n\nMessages of the real person, for their style:\n{cut_middle(messages, 2000)}"
@@ -153,7 +158,7 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
             else:
                 turn = await self._answer(example, ports, turns, number)
                 turns.append(turn)
-                user.hear(_NEXT.format(text=self._shown(turn.text)))
+                user.hear(NEXT_TURN.format(text=self._shown(turn.text)))
         return Conversation(user.chat, reply, tuple(turns), {"ended": ended, "turns": float(len(turns))})
 
     async def _answer(self, example: Example, ports: Ports, turns: Sequence[Turn], number: int) -> Turn:
