@@ -121,7 +121,8 @@
     const all = columns.run.length.toLocaleString("en");
     document.getElementById("rollout-count").textContent =
       `${found.length.toLocaleString("en")} of ${all} drafts (${index.rollouts.toLocaleString("en")} rollouts)`;
-    return table.setPage(1);
+    browser.setAttribute("aria-busy", "true");
+    return table.setPage(1).then(() => browser.removeAttribute("aria-busy"));
   }
 
   // --- the table ----------------------------------------------------------------------------------------------------
