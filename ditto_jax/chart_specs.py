@@ -15,6 +15,20 @@ from ditto_jax.visible_text import one_line
 Spec = dict[str, Any]
 
 NOT_HIDDEN: Spec = {"filter": "indexof(hidden, datum.s) < 0"}
+CONFIG: Spec = {
+    "background": None,
+    "view": {"stroke": None},
+    "axisX": {"grid": False},
+    "axis": {
+        **{f"{part}Color": ink("muted") for part in ("domain", "tick")},
+        **{f"{part}Color": ink("ink") for part in ("label", "title")},
+        "gridColor": ink("grid"),
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+        "titleFontWeight": "normal",
+    },
+    "legend": {"labelColor": ink("ink"), "labelFontSize": 12, "orient": "bottom", "direction": "vertical"},
+}
 _HEIGHT = 230
 _LONGEST_TICK = 110  # pixels
 
@@ -27,6 +41,7 @@ def layered(layers: Sequence[Spec], height: int = _HEIGHT) -> Spec:
         "autosize": {"type": "fit", "contains": "padding"},
         "params": [{"name": "hidden", "value": []}],
         "layer": list(layers),
+        "config": CONFIG,
     }
 
 

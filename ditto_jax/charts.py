@@ -174,6 +174,7 @@ def _band_layer(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) ->
 
 def _line_layers(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) -> list[Spec]:
     """The curves; where they are long, thin as they are and thick as running means."""
+    colour = _colour(keys)  # all keys: layers share one scale
     keys = keys[: len(lines)]
     exact, smooth = [], []
     for line, key in zip(lines, keys, strict=True):
@@ -182,7 +183,7 @@ def _line_layers(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) -
         smooth += _line_values(key, line.steps, running_mean(line.values) if is_long else line.values)
     dashes = by_series({key.series: _DASHES[key.mark] for key in keys})
     dots = not exact
-    encoding = {"x": x, "y": {"field": "v", **y}, "color": _colour(keys)}
+    encoding = {"x": x, "y": {"field": "v", **y}, "color": colour}
     thick: Spec = {
         "data": {"values": smooth},
         "transform": [NOT_HIDDEN],

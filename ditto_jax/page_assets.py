@@ -86,6 +86,11 @@ def json_block(value: Any) -> Markup:
     return Markup(compact_json(shown(value)).replace("<", "\\u003c"))
 
 
+def json_answer(value: Any) -> bytes:
+    """Returns JSON for a request of the page; nothing hidden is in it."""
+    return compact_json(shown(value)).encode()
+
+
 def packed_block(value: Any) -> Markup:
     """Returns JSON, compressed and in base64; the same value always gives the same text. Nothing hidden is in it."""
     return Markup(base64.b64encode(gzip.compress(compact_json(shown(value)).encode(), 6, mtime=0)).decode())

@@ -44,11 +44,11 @@ def ink(name: str) -> str:
 
 
 def coloured(value: Any, colours: dict[str, str]) -> Any:
-    """Returns a specification with colours in the place of ink names; texts that are no ink name stay as they are."""
+    """Returns a specification with colours in the place of ink names; data and titles stay as they are."""
     if isinstance(value, str):
         return colours.get(value.removeprefix(PREFIX), value) if value.startswith(PREFIX) else value
     if isinstance(value, dict):
-        return {key: coloured(entry, colours) for key, entry in value.items()}
+        return {key: entry if key in ("data", "title") else coloured(entry, colours) for key, entry in value.items()}
     if isinstance(value, list):
         return [coloured(entry, colours) for entry in value]
     return value

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ditto_jax import page_assets, report_findings
+from ditto_jax import evaluation_reading, page_assets, report_findings
 from ditto_jax.charts import Chart, evaluation_chart
 from ditto_jax.compared_runs import ComparedRun, last_evaluations, overlay_charts
 from ditto_jax.comparison import Pair, pair_evaluations, sentence, show_interval, show_measured, show_value
@@ -51,6 +51,7 @@ class RunReading:
     config_text: str
     rows: Sequence[Mapping[str, Any]]
     evaluations: Sequence[Mapping[str, Any]]
+    evaluation_table: Mapping[str, Any]
     pairs: Sequence[Pair]
     rollouts: RolloutReading
 
@@ -90,7 +91,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """
     if not runs:
         raise MissingInputError("report: name at least one run directory, for example runs/quickstart")
-    readings = _with_distinct_names([read_run(Path(path)) for path in runs])
+    readings = read_runs(runs)
     default = RunDirectory(Path(runs[0])).report
     path = output or (default if len(runs) == 1 else default.with_name("comparison.html"))
     try:
@@ -101,6 +102,11 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         ) from error
     write_atomically(path, render(readings))
     return path
+
+
+def read_runs(runs: Sequence[Path]) -> list[RunReading]:
+    """Returns the readings of `runs` under names that differ. Raises MissingInputError if one is no folder."""
+    return _with_distinct_names([read_run(Path(path)) for path in runs])
 
 
 def read_run(path: Path) -> RunReading:
@@ -120,6 +126,7 @@ def read_run(path: Path) -> RunReading:
         config_text=_text(path / "config.yaml"),
         rows=run.read_metrics(),
         evaluations=evaluations,
+        evaluation_table=evaluation_reading.read_evaluation_table(run),
         pairs=pair_evaluations(evaluations, report_findings.configured_labels(config)),
         rollouts=read_rollouts(run),
     )
@@ -194,16 +201,20 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
+def run_charts(reading: RunReading, name: str) -> dict[str, list[Chart]]:
+    """Returns the charts of one run by the part of the page in which they stand. name: starts the name of each."""
+    evaluated = [evaluation_chart(f"{name}-eval-{index}", pair) for index, pair in enumerate(reading.pairs)]
+    return {
+        "evaluation_charts": [chart for chart in evaluated if chart is not None],
+        "learning_charts": learning_charts(name, reading.rows, reading.pairs, reading.evaluations),
+        "feedback_charts": feedback_charts(name, reading.rows),
+        "cost_charts": cost_charts(name, reading.rows),
+    }
+
+
 def _section(reading: RunReading, name: str) -> dict[str, Any]:
     """What the template shows of one run. name: unique prefix for ids."""
-    rows, pairs = reading.rows, reading.pairs
-    evaluated = [evaluation_chart(f"{name}-eval-{index}", pair) for index, pair in enumerate(pairs)]
-    charts: dict[str, list[Chart]] = {
-        "evaluation_charts": [chart for chart in evaluated if chart is not None],
-        "learning_charts": learning_charts(name, rows, pairs, reading.evaluations),
-        "feedback_charts": feedback_charts(name, rows),
-        "cost_charts": cost_charts(name, rows),
-    }
+    rows, pairs, charts = reading.rows, reading.pairs, run_charts(reading, name)
     return {
         "id": name,
         "reading": reading,
@@ -212,6 +223,7 @@ def _section(reading: RunReading, name: str) -> dict[str, Any]:
         "missing": report_findings.missing(rows, pairs, reading.rollouts, reading.config),
         **charts,
         "charts": [chart for group in charts.values() for chart in group],
+        "evaluation": _evaluation_tables(reading),
         "breakdowns": [_breakdown(pair) for pair in pairs],
         "controls": [_control(control) for control in report_findings.controls(pairs)],
         "outcomes": report_findings.outcome_lines(rows, reading.rollouts, reading.config),
@@ -227,6 +239,18 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _evaluation_tables(reading: RunReading) -> dict[str, Any]:
+    records, table = reading.evaluations, reading.evaluation_table
+    return {
+        "columns": evaluation_reading.COLUMNS,
+        "rows": evaluation_reading.evaluation_rows(records),
+        "metrics": evaluation_reading.metric_rows(records),
+        "faults": evaluation_reading.fault_rows(records),
+        "not_measured": evaluation_reading.not_measured(table),
+        "average": evaluation_reading.suite_average(table),
+    }
 
 
 def _breakdown(pair: Pair) -> dict[str, Any]:

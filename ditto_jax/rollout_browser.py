@@ -163,6 +163,15 @@ def embedded_rollouts(runs: Sequence[RunDirectory], most: int = MOST_EMBEDDED) -
     return Embedded(index, blocks, words + (" ditto-jax report --serve shows all." if words else ""))
 
 
+def whole_index(runs: Sequence[RunDirectory]) -> RolloutIndex:
+    """Returns the index of all rollouts of the runs; their files are read one after another, and no text is kept."""
+    index = RolloutIndex()
+    for number, run in enumerate(runs):
+        for step in run.rollout_steps():
+            index.add(number, step, items_of(run.read_rollouts(step)))
+    return index
+
+
 def _affordable(run: RunDirectory, steps: Sequence[int], most: int) -> list[int]:
     """As many steps as `most` rollouts allow, judged by the larger of the first and the last step; one at least."""
     if not steps:

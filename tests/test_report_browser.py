@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ditto_jax.report import write_report
+from ditto_jax.report_server import running_report
 from ditto_jax.rollout_browser import embedded_rollouts
 from ditto_jax.run_dir import RunDirectory
 from tests.browser import opened, running_browser, scroll_through, until
@@ -268,3 +269,18 @@ def test_run_without_rollouts_says_so(browser, tmp_path):
     with opened(browser, write_report([folder]).as_uri()) as page:
         page.wait_for_selector("text=No rollouts are at hand.")
         assert page.locator("#rollout-browser").is_hidden() and page.complaints == []
+
+
+def test_served_report_reads_rollouts_as_they_are_asked_for(browser, tmp_path):
+    runs = [make_run(tmp_path / "a", 12, name="a", hostile=True)]
+    with running_report(runs) as address, opened(browser, address) as page:
+        page.wait_for_selector(_READY)
+        assert _count(page) == 36
+        _set(page, "change", "rose")
+        assert _count(page) == 12
+        page.locator("#rollout-table .tabulator-row a").first.click()
+        page.wait_for_selector("#rollout-title")
+        assert HOSTILE.split("\n")[0] in page.inner_text("#rollout-item")
+        page.select_option("#scene-choice", index=1)
+        page.wait_for_selector("#scene-steps .item")
+        assert page.complaints == []

@@ -18,19 +18,10 @@
     return Object.fromEntries(Object.entries(value).map(([name, entry]) => [name, coloured(entry, name)]));
   }
 
-  function config() {
-    const axis = {
-      domainColor: "ink:muted", tickColor: "ink:muted", gridColor: "ink:grid", labelColor: "ink:ink",
-      titleColor: "ink:ink", labelFontSize: 12, titleFontSize: 12.5, titleFontWeight: "normal", labelFont: "system-ui",
-      titleFont: "system-ui",
-    };
-    return coloured({ background: null, view: { stroke: null }, axis, axisX: { grid: false } });
-  }
-
   async function draw(plot) {
     const whole = coloured(specs[plot.id]);
     views.get(plot.id)?.finalize();
-    const options = { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: config(), tooltip: { theme: "custom" } };
+    const options = { mode: "vega-lite", ast: true, actions: false, renderer: "svg", tooltip: { theme: "custom" } };
     const result = await vegaEmbed(plot, whole, options);
     views.set(plot.id, result);
     await hide(plot);
