@@ -192,7 +192,7 @@ def _rollout_data(readings: Sequence[RunReading], served: bool) -> dict[str, Any
     return {
         "note": found.note,
         "index": page_assets.json_block({"served": False, "runs": names, **found.index.as_dict()}),
-        "blocks": {f"block-{run}-{step}": page_assets.packed_block(b) for (run, step), b in found.blocks.items()},
+        "blocks": {f"block-{'-'.join(map(str, at))}": page_assets.packed_block(b) for at, b in found.blocks.items()},
     }
 
 

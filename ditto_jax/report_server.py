@@ -19,9 +19,10 @@ from ditto_jax.errors import ConfigError, MissingInputError, RunDirectoryError
 from ditto_jax.page_assets import json_answer
 from ditto_jax.report import read_runs, render
 from ditto_jax.rollout_browser import block_of, items_of, whole_index
+from ditto_jax.rollout_sources import rows_of
 
 _HOST = "127.0.0.1"
-_BLOCK = re.compile(r"/rollouts/(\d{1,6})/(\d{1,9})\.json")
+_BLOCK = re.compile(r"/rollouts/(\d{1,6})/(\d{1,6})/(\d{1,9})\.json")
 
 
 class ReportSite:
@@ -32,18 +33,22 @@ class ReportSite:
         self._runs = [reading.run for reading in readings]
         self._page = render(readings, served=True).encode()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollout-index")
-        self._index = self._pool.submit(lambda: json_answer(whole_index(self._runs).as_dict()))
+        self._index = self._pool.submit(whole_index, self._runs)
 
     def answer(self, path: str) -> tuple[str, bytes] | None:
         """Returns (content type, body) for a path, or None if nothing is there. Waits for the index where needed."""
         if path == "/":
             return "text/html; charset=utf-8", self._page
         if path == "/rollouts.json":
-            return "application/json", self._index.result()
+            return "application/json", json_answer(self._index.result().as_dict())
         match = _BLOCK.fullmatch(path)
-        if match is None or int(match.group(1)) >= len(self._runs):
+        if match is None:
             return None
-        rows = self._runs[int(match.group(1))].read_rollouts(int(match.group(2)))
+        run, source, step = map(int, match.groups())
+        sources = self._index.result().as_dict()["sources"]
+        if run >= len(self._runs) or source >= len(sources):
+            return None
+        rows = rows_of(self._runs[run], sources[source], step)
         return ("application/json", json_answer(block_of(items_of(rows)))) if rows else None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""rollouts/ of runs → what the page's rollout browser needs: an index of items to filter, and the texts, step by step.
+"""Rollouts of runs → what the page's rollout browser needs: an index of items to filter, and the texts, step by step.
 
 In: run directories. Out: columns of small numbers (`RolloutIndex`) and one block of texts per step. An item is one
 draft with all that was made of it; which roles that are is what the records say. Texts are passed on as they were
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ditto_jax.rollout_reading import evenly_spaced
+from ditto_jax.rollout_sources import TRAINING, rows_of, sources_of
 from ditto_jax.run_dir import RunDirectory
 
 MOST_EMBEDDED = 10_000  # rollouts in one page; more are left to the server
@@ -37,26 +38,46 @@ class _Names:
 class RolloutIndex:
     """Columns over items, for all runs of a page.
 
-    run, step, prompt, sample and row say which item it is (`row`: the prompt's place in the step). before: the draft's
-    reward; after: that of what was made of it under feedback; null where there is none. outcomes, roles and flags are
-    sets of bits over `outcomes`, `roles` and `FLAGS`.
+    run, source, step, prompt, sample and row say which item it is (`source`: training or an evaluation, over
+    `sources`; `row`: the prompt's place in the step). before: the draft's reward; after: that of what was made of it
+    under feedback; null where there is none. outcomes, roles and flags are sets of bits over `outcomes`, `roles` and
+    `FLAGS`.
     """
 
     FLAGS = ("truncated", "feedback withheld (leak)", "not kept for training")
 
     def __init__(self):
         self._tasks, self._prompts, self._outcomes, self._roles = _Names(), _Names(), _Names(), _Names()
-        names = ("run", "step", "row", "sample", "task", "prompt", "before", "after", "outcomes", "roles", "flags")
+        self._sources = _Names()
+        names = (
+            "run",
+            "source",
+            "step",
+            "row",
+            "sample",
+            "task",
+            "prompt",
+            "before",
+            "after",
+            "outcomes",
+            "roles",
+            "flags",
+        )
         self.columns: dict[str, list[Any]] = {name: [] for name in names}
         self.rollouts = 0
 
-    def add(self, run: int, step: int, items: Iterable[Sequence[Row]]) -> None:
+    def source(self, name: str) -> int:
+        """Returns the number of a source, as items and blocks name it."""
+        return self._sources.number(name)
+
+    def add(self, run: int, source: str, step: int, items: Iterable[Sequence[Row]]) -> None:
         """Adds the items of one step."""
         for rows in items:
             self.rollouts += len(rows)
             first = rows[0]
             entry = {
                 "run": run,
+                "source": self.source(source),
                 "step": step,
                 "row": int(first.get("prompt_index") or 0),
                 "sample": int(first.get("sample") or 0),
@@ -74,6 +95,7 @@ class RolloutIndex:
     def as_dict(self) -> dict[str, Any]:
         """Returns the index as JSON can hold it."""
         return {
+            "sources": self._sources.all,
             "tasks": self._tasks.all,
             "prompts": self._prompts.all,
             "outcomes": self._outcomes.all,
@@ -140,25 +162,32 @@ def _cut(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What a page carries itself. blocks: (run, step) → texts. note: what was left out, in words; empty if nothing."""
+    """What a page carries itself. blocks: (run, source, step) → texts. note: what was left out, in words; empty if
+    nothing.
+    """
 
     index: RolloutIndex
-    blocks: Mapping[tuple[int, int], dict[str, Any]]
+    blocks: Mapping[tuple[int, int, int], dict[str, Any]]
     note: str
 
 
 def embedded_rollouts(runs: Sequence[RunDirectory], most: int = MOST_EMBEDDED) -> Embedded:
-    """Returns the rollouts of evenly spaced whole steps, at most `most` of them over all runs."""
+    """Returns the rollouts of evenly spaced whole steps of every source, about `most` of them over all runs."""
     index, blocks, left_out = RolloutIndex(), {}, []
     for number, run in enumerate(runs):
-        written = run.rollout_steps()
-        steps = _affordable(run, written, most // len(runs))
-        for step in steps:
-            items = items_of(run.read_rollouts(step))
-            index.add(number, step, items)
-            blocks[number, step] = block_of(items)
-        if len(steps) < len(written):
-            left_out.append(f"{len(steps)} of {len(written)} steps of {run.path.name}")
+        left = most // len(runs)
+        sources = sources_of(run)
+        # Evaluations are few and come first: their items are the scenes that come again.
+        for source in sorted(sources, key=lambda name: name == TRAINING):
+            share = left if source == TRAINING else left // (2 * max(1, len(sources) - 1))
+            steps = _affordable(run, source, sources[source], share)
+            for step in steps:
+                items = items_of(rows_of(run, source, step))
+                left -= sum(map(len, items))
+                index.add(number, source, step, items)
+                blocks[number, index.source(source), step] = block_of(items)
+            if len(steps) < len(sources[source]):
+                left_out.append(f"{len(steps)} of {len(sources[source])} steps of {run.path.name} ({source})")
     words = f"This page holds the rollouts of {' and '.join(left_out)}, evenly spaced." if left_out else ""
     return Embedded(index, blocks, words + (" ditto-jax report --serve shows all." if words else ""))
 
@@ -167,14 +196,15 @@ def whole_index(runs: Sequence[RunDirectory]) -> RolloutIndex:
     """Returns the index of all rollouts of the runs; their files are read one after another, and no text is kept."""
     index = RolloutIndex()
     for number, run in enumerate(runs):
-        for step in run.rollout_steps():
-            index.add(number, step, items_of(run.read_rollouts(step)))
+        for source, steps in sources_of(run).items():
+            for step in steps:
+                index.add(number, source, step, items_of(rows_of(run, source, step)))
     return index
 
 
-def _affordable(run: RunDirectory, steps: Sequence[int], most: int) -> list[int]:
-    """As many steps as `most` rollouts allow, judged by the larger of the first and the last step; one at least."""
-    if not steps:
-        return []
-    largest = max(len(run.read_rollouts(step)) for step in {steps[0], steps[-1]})
-    return evenly_spaced(steps, max(2, most // max(1, largest))) if len(steps) > 1 else list(steps)
+def _affordable(run: RunDirectory, source: str, steps: Sequence[int], most: int) -> list[int]:
+    """As many steps as `most` rollouts allow, judged by the larger of the first and the last step; first and last at
+    least.
+    """
+    largest = max(len(rows_of(run, source, step)) for step in {steps[0], steps[-1]})
+    return evenly_spaced(steps, max(2, most // max(1, largest)))

@@ -198,11 +198,11 @@ def test_item_opens_by_keyboard_and_shows_every_stage(full):
 
 
 def test_link_leads_to_its_item_and_on_to_the_next(browser, pages):
-    with opened(browser, pages["full"] + "#item=0.7.0.1") as page:
+    with opened(browser, pages["full"] + "#item=0.0.7.0.1") as page:
         page.wait_for_selector("#rollout-title")
         assert "step 7" in page.inner_text("#rollout-title") and "sample 1" in page.inner_text("#rollout-title")
         page.click("#rollout-item >> text=Next")
-        until(page, "location.hash === '#item=0.7.0.2'")
+        until(page, "location.hash === '#item=0.0.7.0.2'")
         page.wait_for_selector("#rollout-title:has-text('sample 2')")
         page.go_back()
         page.wait_for_selector("#rollout-title:has-text('sample 1')")
@@ -212,8 +212,8 @@ def test_link_leads_to_its_item_and_on_to_the_next(browser, pages):
 
 
 def test_link_to_an_item_that_is_not_there_is_told(browser, pages):
-    with opened(browser, pages["full"] + "#item=0.999.0.1") as page:
-        page.wait_for_selector("text=Rollout 0.999.0.1 is not in this page.")
+    with opened(browser, pages["full"] + "#item=0.0.999.0.1") as page:
+        page.wait_for_selector("text=Rollout 0.0.999.0.1 is not in this page.")
 
 
 def test_one_scene_is_shown_at_several_steps_in_order(full):
@@ -226,7 +226,7 @@ def test_one_scene_is_shown_at_several_steps_in_order(full):
 
 
 def test_hostile_text_stays_text(browser, pages):
-    with opened(browser, pages["hostile"] + "#item=0.3.0.0") as page:
+    with opened(browser, pages["hostile"] + "#item=0.0.3.0.0") as page:
         page.wait_for_selector("#rollout-title")
         shown = page.inner_text("#rollout-item")
         assert HOSTILE.split("\n")[0] in shown

@@ -49,7 +49,7 @@ def test_index_holds_every_rollout_of_every_run(address):
 
 
 def test_texts_of_one_step_are_read_when_they_are_asked_for(address):
-    status, _, body = _get(address, "/rollouts/0/2.json")
+    status, _, body = _get(address, "/rollouts/0/0/2.json")
     block = json.loads(body)
     assert status == 200 and set(block["items"]) == {"0.0", "0.1", "0.2"}
     assert "⟨U+202E⟩" in body.decode() and "\u202e" not in body.decode()
@@ -58,12 +58,12 @@ def test_texts_of_one_step_are_read_when_they_are_asked_for(address):
 @pytest.mark.parametrize(
     "path",
     [
-        "/rollouts/0/99.json",
-        "/rollouts/2/1.json",
+        "/rollouts/0/0/99.json",
+        "/rollouts/2/0/1.json",
         "/rollouts/0/../../config.yaml",
         "/config.yaml",
         "/index.html",
-        "/rollouts/-1/1.json",
+        "/rollouts/0/7/1.json",
     ],
 )
 def test_nothing_else_is_there(address, path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ditto_jax.rollout_browser import RolloutIndex, block_of, embedded_rollouts, items_of
+from ditto_jax.rollout_browser import RolloutIndex, block_of, embedded_rollouts, items_of, whole_index
 from ditto_jax.run_dir import RunDirectory
 from tests.report_runs import make_run, rollout_rows
 
@@ -24,11 +24,12 @@ def test_index_holds_rewards_outcomes_and_marks():
     items[1][0]["feedback"] |= {"leak": "names the answer"}
     items[1][1]["kept"] = False
     index = RolloutIndex()
-    index.add(0, 3, items)
+    index.add(0, "training", 3, items)
     written = index.as_dict()
     assert written["outcomes"] == ["ok", "timed_out"] and written["roles"] == ["draft", "refined"]
     assert _entry(index, 0) | {"task": 0} == {
         "run": 0,
+        "source": 0,
         "step": 3,
         "row": 0,
         "sample": 0,
@@ -49,7 +50,7 @@ def test_roles_that_no_one_knew_before_are_shown_by_their_name():
     rows = rollout_rows(1, refines=True, hostile=False)
     rows.append({**rows[0], "role": "reflection", "reply": "I forgot who was there.", "score": None})
     index = RolloutIndex()
-    index.add(0, 1, items_of(rows))
+    index.add(0, "training", 1, items_of(rows))
     assert index.as_dict()["roles"] == ["draft", "refined", "reflection"]
     block = block_of(items_of(rows))
     assert [rollout["role"] for rollout in block["items"]["0.0"]] == ["draft", "refined", "reflection"]
@@ -81,14 +82,14 @@ def test_page_holds_evenly_spaced_whole_steps_and_says_what_it_left_out(tmp_path
     whole = embedded_rollouts([run])
     assert whole.note == "" and len(whole.blocks) == 20 and whole.index.rollouts == 100
     part = embedded_rollouts([run], most=25)
-    assert [step for _, step in part.blocks] == [1, 6, 11, 15, 20] and part.index.rollouts == 25
+    assert [step for _, _, step in part.blocks] == [1, 6, 11, 15, 20] and part.index.rollouts == 25
     assert "5 of 20 steps of run" in part.note and "--serve" in part.note
 
 
 def test_runs_share_one_index(tmp_path):
     runs = [RunDirectory(make_run(tmp_path / name, steps=2)) for name in ("a", "b")]
     found = embedded_rollouts(runs)
-    assert set(found.blocks) == {(0, 1), (0, 2), (1, 1), (1, 2)}
+    assert set(found.blocks) == {(0, 0, 1), (0, 0, 2), (1, 0, 1), (1, 0, 2)}
     assert found.index.as_dict()["columns"]["run"] == [0] * 6 + [1] * 6
 
 
@@ -96,3 +97,31 @@ def test_run_without_rollouts_has_an_empty_index(tmp_path):
     run = RunDirectory(make_run(tmp_path / "run", steps=2, rollouts=False))
     found = embedded_rollouts([run])
     assert found.index.rollouts == 0 and not found.blocks and found.note == ""
+
+
+def _samples(run: RunDirectory, label: str, step: int, lines: list[str]) -> None:
+    folder = run.evaluations / label
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"samples_{step:06d}.jsonl").write_text("\n".join(lines))
+
+
+def test_evaluated_items_are_scenes_that_come_again(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", 2))
+    for step in (0, 2):
+        sample = {
+            "id": "q1",
+            "sample": 0,
+            "prompt": [],
+            "reply": f"at {step}",
+            "score": float(step > 0),
+            "outcome": "ok",
+        }
+        _samples(run, "b-tomi", step, [json.dumps(sample), '{"id": "torn'])
+    found = embedded_rollouts([run])
+    index = found.index.as_dict()
+    assert index["sources"] == ["evaluation b-tomi", "training"]
+    again = [at for at, prompt in enumerate(index["columns"]["prompt"]) if index["prompts"][prompt] == "b-tomi/q1"]
+    assert [index["columns"]["step"][at] for at in again] == [0, 2]
+    assert [index["columns"]["before"][at] for at in again] == [0.0, 1.0]
+    assert found.blocks[0, 0, 2]["items"]["0.0"][0]["reply"] == "at 2"
+    assert whole_index([run]).as_dict()["rollouts"] == found.index.rollouts

@@ -36,17 +36,19 @@
     return response.json();
   }
 
-  function block(run, step) {
-    const name = `${run}-${step}`;
+  /** The texts of the step that an item is of. */
+  function block(at) {
+    const parts = [columns.run[at], columns.source[at], columns.step[at]];
+    const name = parts.join("-");
     if (!blocks.has(name)) {
       if (blocks.size >= MOST_BLOCKS) blocks.delete(blocks.keys().next().value);
       const text = document.getElementById(`block-${name}`)?.textContent;
-      blocks.set(name, text === undefined ? fetched(`rollouts/${run}/${step}.json`) : unpacked(text));
+      blocks.set(name, text === undefined ? fetched(`rollouts/${parts.join("/")}.json`) : unpacked(text));
     }
     return blocks.get(name);
   }
 
-  const address = (at) => `${columns.run[at]}.${columns.step[at]}.${columns.row[at]}.${columns.sample[at]}`;
+  const address = (at) => [columns.run, columns.source, columns.step, columns.row, columns.sample].map((column) => column[at]).join(".");
   const change = (at) => (columns.before[at] === null || columns.after[at] === null ? null : columns.after[at] - columns.before[at]);
 
   // --- filters ------------------------------------------------------------------------------------------------------
@@ -58,6 +60,7 @@
 
   function fillFilters() {
     if (form.elements.run) options(form.elements.run, embedded.runs, "all");
+    options(form.elements.source, index.sources, "all");
     options(form.elements.task, index.tasks, "all");
     options(form.elements.outcome, index.outcomes);
     options(form.elements.role, index.roles);
@@ -80,6 +83,7 @@
       if (high !== null) tests.push((at) => column[at] !== null && column[at] <= high);
     };
     equals("run", columns.run);
+    equals("source", columns.source);
     equals("task", columns.task);
     holds("outcome", columns.outcomes);
     holds("role", columns.roles);
@@ -120,7 +124,7 @@
     found = sorted(filtered());
     const all = columns.run.length.toLocaleString("en");
     document.getElementById("rollout-count").textContent =
-      `${found.length.toLocaleString("en")} of ${all} drafts (${index.rollouts.toLocaleString("en")} rollouts)`;
+      `${found.length.toLocaleString("en")} of ${all} items (${index.rollouts.toLocaleString("en")} rollouts)`;
     browser.setAttribute("aria-busy", "true");
     return table.setPage(1).then(() => browser.removeAttribute("aria-busy"));
   }
@@ -212,11 +216,12 @@
 
   async function openItem(at) {
     opened = at;
-    const texts = await block(columns.run[at], columns.step[at]);
+    const texts = await block(at);
     if (opened !== at) return;
     const rollouts = texts.items[`${columns.row[at]}.${columns.sample[at]}`];
     const run = embedded.runs.length > 1 ? `${embedded.runs[columns.run[at]]}, ` : "";
-    const title = element("h3", `${run}step ${columns.step[at]}, ${index.prompts[columns.prompt[at]]}, sample ${columns.sample[at]}`, { id: "rollout-title", tabindex: "-1", dir: "auto" });
+    const source = index.sources[columns.source[at]];
+    const title = element("h3", `${run}${source}, step ${columns.step[at]}, ${index.prompts[columns.prompt[at]]}, sample ${columns.sample[at]}`, { id: "rollout-title", tabindex: "-1", dir: "auto" });
     const parts = [title, neighbours(at), messages(texts.prompts[rollouts[0].prompt])];
     if (rollouts[0].gold) parts.push(small(`Reference answer: ${rollouts[0].gold}`));
     for (const rollout of rollouts) parts.push(rolloutPart(rollout, rollouts[0], texts.prompts));
@@ -261,7 +266,7 @@
       : Array.from({ length: MOST_SCENE_STEPS }, (_, i) => steps[Math.round((i * (steps.length - 1)) / (MOST_SCENE_STEPS - 1))]);
     const cards = [];
     for (const [step, items] of few) {
-      const texts = await block(run, step);
+      const texts = await block(items[0]);
       const candidates = items.map((at) => [at, texts.items[`${columns.row[at]}.${columns.sample[at]}`]]);
       const [at, rollouts] = candidates.find(([, parts]) => parts.some((part) => part.used_feedback)) || candidates[0];
       cards.push(sceneCard(at, step, rollouts));
@@ -285,8 +290,9 @@
   // --- the page -----------------------------------------------------------------------------------------------------
 
   function find(name) {
-    const [run, step, prompt, sample] = name.split(".").map(Number);
-    return columns.run.findIndex((_, at) => columns.run[at] === run && columns.step[at] === step && columns.row[at] === prompt && columns.sample[at] === sample);
+    const wanted = name.split(".").map(Number);
+    const places = [columns.run, columns.source, columns.step, columns.row, columns.sample];
+    return columns.run.findIndex((_, at) => places.every((column, i) => column[at] === wanted[i]));
   }
 
   function followHash() {
