@@ -174,14 +174,14 @@ def _band_layer(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) ->
 
 def _line_layers(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) -> list[Spec]:
     """The curves; where they are long, thin as they are and thick as running means."""
-    colour = _colour(keys)  # all keys: layers share one scale
+    # All keys in both scales: layers share them, and a legend is made of what they agree on.
+    colour, dashes = _colour(keys), by_series({key.series: _DASHES.get(key.mark, [1, 0]) for key in keys})
     keys = keys[: len(lines)]
     exact, smooth = [], []
     for line, key in zip(lines, keys, strict=True):
         is_long = len(line.values) >= _SMOOTHED_FROM
         exact += _line_values(key, line.steps, line.values) if is_long else []
         smooth += _line_values(key, line.steps, running_mean(line.values) if is_long else line.values)
-    dashes = by_series({key.series: _DASHES[key.mark] for key in keys})
     dots = not exact
     encoding = {"x": x, "y": {"field": "v", **y}, "color": colour}
     thick: Spec = {

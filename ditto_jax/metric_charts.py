@@ -30,7 +30,7 @@ def learning_charts(
         [
             _rewards(name, rows, pairs, evaluations),
             *_gaps(name, rows),
-            _matching(f"{name}-roles", "Reward by role", "mean reward", rows, r"pool/reward_(.+)_mean"),
+            _matching(f"{name}-roles", "Reward by role and context", "mean reward", rows, r"pool/reward_(.+)_mean"),
             _matching(f"{name}-tasks", "Draft reward by task", "mean reward", rows, r"rewards/(.+)/mean", least=2),
             *_dimensions(name, rows),
         ]

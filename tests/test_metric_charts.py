@@ -38,7 +38,7 @@ def test_roles_and_tasks_are_those_of_the_metrics():
         "rewards/b/mean": 0.3,
     }
     charts = {chart.title: chart for chart in learning_charts("run", _rows(**keys), [], [])}
-    assert [key.name for key in charts["Reward by role"].keys] == ["a_new_role", "draft"]
+    assert [key.name for key in charts["Reward by role and context"].keys] == ["a_new_role", "draft"]
     assert [key.name for key in charts["Draft reward by task"].keys] == ["a", "b"]
 
 

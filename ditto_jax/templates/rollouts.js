@@ -161,18 +161,18 @@
 
   function makeTable() {
     const text = (title, field, rest = {}) => ({ title, field, formatter: "plaintext", ...rest });
-    const number = (title, field, rest = {}) => text(title, field, { hozAlign: "right", width: 104, ...rest });
+    const number = (title, field, rest = {}) => text(title, field, { hozAlign: "right", minWidth: 92, widthGrow: 0.4, ...rest });
     const several = embedded.runs.length > 1;
     return new Tabulator("#rollout-table", {
       columns: [
-        { title: "Step", field: "step", formatter: link, width: 76, responsive: 0 },
+        { title: "Step", field: "step", formatter: link, minWidth: 68, widthGrow: 0.2, responsive: 0 },
         ...(several ? [text("Run", "run", { minWidth: 100, responsive: 4 })] : []),
-        text("Task", "task", { minWidth: 90, responsive: 2 }),
-        text("Scene", "scene", { minWidth: 120, responsive: 1 }),
-        number("Sample", "sample", { responsive: 6 }),
+        text("Task", "task", { minWidth: 90, responsive: 1 }),
+        text("Scene", "scene", { minWidth: 150, widthGrow: 1.6, responsive: 2 }),
+        number("Sample", "sample", { minWidth: 100, responsive: 6 }),
         number("Draft", "before", { responsive: 0 }),
-        number("Refined", "after", { responsive: 0 }),
-        number("Change", "change", { responsive: 1 }),
+        number("Refined", "after", { minWidth: 100, responsive: 0 }),
+        number("Change", "change", { minWidth: 100, responsive: 1 }),
         text("Outcome", "outcome", { minWidth: 90, responsive: 3, headerSort: false }),
         text("Marks", "marks", { minWidth: 90, responsive: 5, headerSort: false }),
       ],
@@ -282,7 +282,7 @@
     const taught = rollouts.find((rollout) => rollout.used_feedback);
     const words = (taught && taught.used_feedback) || (first.feedback && first.feedback.text);
     card.append(title, element("div", `${inWords(first.role || "draft")}: reward ${shown(first.score)}`, { class: "stage" }), said(textOf(first)));
-    card.append(element("div", "words about it", { class: "stage" }), said(words || "none"));
+    card.append(element("div", "words about it", { class: "stage" }), said(words || "(none were asked for)"));
     if (taught) card.append(element("div", `${inWords(taught.role)}: reward ${shown(taught.score)}`, { class: "stage" }), said(textOf(taught)));
     return card;
   }
