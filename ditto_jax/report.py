@@ -27,7 +27,6 @@ from ditto_jax.config_io import flatten, read_yaml
 from ditto_jax.errors import MissingInputError, RunDirectoryError
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.metric_charts import cost_charts, feedback_charts, learning_charts
-from ditto_jax.palette import DARK, LIGHT
 from ditto_jax.readings import number
 from ditto_jax.rollout_browser import embedded_rollouts
 from ditto_jax.rollout_reading import RULE, RolloutReading, read_rollouts
@@ -173,8 +172,6 @@ def render(readings: Sequence[RunReading], served: bool = False) -> str:
         overlays=overlays,
         compared=last_evaluations(compared) if several else ([], []),
         rule=RULE,
-        light=LIGHT,
-        dark=DARK,
         table_style=page_assets.table_style(),
         scripts=[script.text for script in scripts],
         policy=page_assets.content_policy(scripts, served),
