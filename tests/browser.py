@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+_PATIENCE_S = 180  # a machine with other work may need a minute for a page
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -26,9 +27,14 @@ def running_browser() -> Iterator:
     """Yields a headless Chromium; skips the test where Playwright or Chromium is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
     program = chromium()
-    flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    flags = [
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--disable-extensions",
+        *(["--no-sandbox"] if os.geteuid() == 0 else []),
+    ]
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        browser = playwright.chromium.launch(executable_path=program, args=flags, timeout=1000 * _PATIENCE_S)
         try:
             yield browser
         finally:
@@ -39,6 +45,7 @@ def running_browser() -> Iterator:
 def opened(browser, address: str, width: int = 1280, scheme: str = "light") -> Iterator:
     """Yields a page at `address` whose list `complaints` holds messages, errors, dialogs and requests to elsewhere."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(1000 * _PATIENCE_S)
     page.complaints = []
     home = address.split("#")[0]
     page.on("console", lambda message: page.complaints.append(f"console: {message.text}"))
@@ -73,7 +80,7 @@ def scroll_through(page) -> None:
 
 def until(page, expression: str) -> None:
     """Waits until a JavaScript expression is true. Playwright's own wait evaluates text, which the page forbids."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + _PATIENCE_S
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"never true: {expression}"
         page.wait_for_timeout(20)

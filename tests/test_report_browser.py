@@ -172,6 +172,15 @@ def test_table_sorts_and_turns_pages(full):
     until(full, "document.querySelector('#rollout-table .tabulator-row:last-child a').textContent === '1'")
 
 
+def test_order_can_be_chosen_by_keyboard_too(full):
+    _set(full, "order", "largest gains first")
+    cells = "document.querySelectorAll('#rollout-table .tabulator-cell[tabulator-field=change]')"
+    changes = f"[...{cells}].map((cell) => cell.textContent)"
+    until(full, f"{changes}.length === 15 && {changes}.every((change) => change === '+1')")
+    _set(full, "order", "as recorded")
+    until(full, f"{changes}.includes('0')")
+
+
 def test_item_opens_by_keyboard_and_shows_every_stage(full):
     _set(full, "change", "rose")
     full.locator("#rollout-table .tabulator-row a").first.focus()

@@ -129,6 +129,14 @@
     return table.setPage(1).then(() => browser.removeAttribute("aria-busy"));
   }
 
+  /** Sorts as the form says; a click on a column's head sorts too. */
+  function applyOrder() {
+    const [field, direction] = form.elements.order.value.split(":");
+    if (field) table.setSort(field, direction);
+    else table.clearSort();
+    return applyFilters();
+  }
+
   // --- the table ----------------------------------------------------------------------------------------------------
 
   const names = (bits, all) => all.filter((_, number) => (bits >> number) & 1).map(inWords).join(", ");
@@ -315,11 +323,15 @@
   }
 
   async function start() {
+    const line = document.getElementById("rollout-none");
+    const none = line.textContent;
+    if (embedded.served) line.textContent = "The index of the rollouts is being made; that of a large run takes a while.";
     index = embedded.served ? await fetched("rollouts.json") : embedded;
     columns = index.columns;
+    line.textContent = none;
     if (!columns.run.length) return;
     browser.hidden = false;
-    document.getElementById("rollout-none").hidden = true;
+    line.hidden = true;
     fillFilters();
     indexScenes();
     fillScenes();
@@ -327,9 +339,9 @@
     table = makeTable();
     await new Promise((ready) => table.on("tableBuilt", ready));
     applyFilters();
-    form.addEventListener("input", applyFilters);
+    form.addEventListener("input", (event) => (event.target.name === "order" ? applyOrder() : applyFilters()));
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("reset", () => setTimeout(applyFilters));
+    form.addEventListener("reset", () => setTimeout(applyOrder));
     scenePicker.addEventListener("change", () => {
       if (!scenePicker.value) sceneSteps.replaceChildren();
       else showScene(...scenePicker.value.split(".").map(Number)).catch(complain);
