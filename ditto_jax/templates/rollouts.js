@@ -17,6 +17,7 @@
   let columns = null;
   let found = [];
   let order = { field: null, descending: false };
+  let lastHead = ""; // of the column that was clicked, and the direction
   let table = null;
   let opened = -1;
 
@@ -129,11 +130,10 @@
     return table.setPage(1).then(() => browser.removeAttribute("aria-busy"));
   }
 
-  /** Sorts as the form says; a click on a column's head sorts too. */
+  /** Sorts as the form says, until the head of a column is clicked. */
   function applyOrder() {
     const [field, direction] = form.elements.order.value.split(":");
-    if (field) table.setSort(field, direction);
-    else table.clearSort();
+    order = { field: field || null, descending: direction === "desc" };
     return applyFilters();
   }
 
@@ -153,9 +153,10 @@
   /** The page of rows that the table asks for, from the filtered items; sorting is done here, on the columns. */
   async function pageOf(_url, _config, wanted) {
     const by = wanted.sort?.[0];
-    const field = by ? by.field : null;
-    if (field !== order.field || (by && (by.dir === "desc") !== order.descending)) {
-      order = { field, descending: by?.dir === "desc" };
+    const head = by ? `${by.field}:${by.dir}` : "";
+    if (head !== lastHead) {
+      lastHead = head;
+      order = { field: by?.field ?? null, descending: by?.dir === "desc" };
       found = sorted(filtered());
     }
     const first = ((wanted.page || 1) - 1) * PAGE_SIZE;
