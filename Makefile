@@ -13,7 +13,7 @@ WHEEL_VENV := build/wheel-check/venv
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST_FLAGS ?= -n 2
 
-.PHONY: quickstart test lint wheel wheel-check parity clean
+.PHONY: quickstart test test-browser lint wheel wheel-check parity clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,15 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(VENV)/bin/python $(PIP_INSTALL) -e '.[browser]'
+	touch $@
+
+# Needs a Chromium of the system (Debian: apt install chromium; another one: CHROMIUM=PROGRAM); without one the tests
+# skip and say so.
+test-browser: $(VENV)/.browser
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest tests/test_report_browser.py
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

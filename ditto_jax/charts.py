@@ -1,33 +1,41 @@
-"""Curves and evaluation pairs → the charts of the report: drawing, legend, text alternative, and the data as a table.
+"""Curves and evaluation pairs → the charts of the report: a Vega-Lite specification, legend, text and data table each.
 
 In: numbers read by `readings.py` and `comparison.py`. Out: `Chart` records for the page. Colours are ink names of
-`svg.py`. Nothing here reads a file.
+`palette.py`; the library draws. Nothing here reads a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-from ditto_jax.comparison import Group, Measured, Pair, show_measured, show_value
+from ditto_jax.chart_specs import (
+    NOT_HIDDEN,
+    Spec,
+    by_series,
+    evaluation_spec,
+    hover_layer,
+    layered,
+    stack_layer,
+    steps_axis,
+)
+from ditto_jax.comparison import Group, Measured, Pair, show_interval, show_measured, show_value
+from ditto_jax.palette import SERIES, ink
 from ditto_jax.readings import OTHER, Curves, running_mean
-from ditto_jax.svg import SERIES, drawing, ink, step_axis, to_svg
 from ditto_jax.visible_text import one_line
 
-_LONGEST_TICK = 10
 _SMOOTHED_FROM = 25  # curves of so many points also get a running mean
-_DASHES = {"solid": "-", "dashed": (0, (5, 2.5)), "dotted": (0, (1.2, 1.8))}
-_MARKERS = {"D": "\u25c6", "s": "\u25a0", "^": "\u25b2", "v": "\u25bc"}  # matplotlib's name → the sign in the legend
+_DASHES = {"solid": [1, 0], "dashed": [6, 3], "dotted": [1.5, 2.5]}
+_SHAPES = {"diamond": "\u25c6", "square": "\u25a0", "triangle-up": "\u25b2", "triangle-down": "\u25bc"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One entry of a legend. mark: solid, dashed or dotted for lines, else the sign itself."""
+    """One entry of a legend. series: its name in the specification. mark: solid, dashed or dotted for lines, else the
+    sign itself.
+    """
 
+    series: str
     name: str
     ink: str
     mark: str
@@ -35,25 +43,31 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart as the page needs it. `rows` hold the drawn numbers as text, one column each."""
+    """A chart as the page needs it. `rows` hold the drawn numbers as text, one column each; `name` is unique in the
+    page; `alternative` says in words what is drawn.
+    """
 
+    name: str
     title: str
-    svg: str
+    spec: Spec
     keys: Sequence[Key]
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    alternative: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve over steps; None leaves a gap."""
+    """A curve over steps; None leaves a gap. low, high: columns of the band around it, if it has one."""
 
     name: str
     curves: Curves
     column: str
     ink: str
     mark: str = "solid"
+    low: str = ""
+    high: str = ""
 
     @property
     def steps(self) -> Sequence[float]:
@@ -62,6 +76,14 @@ class Line:
     @property
     def values(self) -> Sequence[float | None]:
         return self.curves.columns[self.column]
+
+    @property
+    def band(self) -> list[tuple[float, float, float]]:
+        """(step, low, high), where both are known."""
+        if not self.low:
+            return []
+        sides = zip(self.steps, self.curves.columns[self.low], self.curves.columns[self.high], strict=True)
+        return [(step, low, high) for step, low, high in sides if low is not None and high is not None]
 
     @property
     def is_empty(self) -> bool:
@@ -85,67 +107,126 @@ def line_chart(
     lines: Sequence[Line],
     points: Sequence[Points] = (),
     note: str = "",
-    is_reward: bool = True,
+    is_share: bool = True,
 ) -> Chart | None:
     """Returns curves over steps, or None if there is nothing to draw.
 
-    name: unique in the page. is_reward: values in [0, 1] are shown against the whole of that range, so that no rise
+    name: unique in the page. is_share: values in [0, 1] are shown against the whole of that range, so that no rise
     looks larger than it is.
     """
     lines = [line for line in lines if not line.is_empty]
     if not lines:
         return None
-    figure, axes = drawing()
-    for line in lines:
-        _draw_line(axes, line)
-    markers = [list(_MARKERS)[index % len(_MARKERS)] for index in range(len(points))]
-    for group, marker in zip(points, markers, strict=True):
-        _draw_points(axes, group, marker)
-    shown = [v for line in lines for v in line.values if v is not None]
-    shown += [m.value for group in points for m in group.measured]
-    _limits(axes, shown, is_reward)
-    step_axis(axes)
-    axes.set_ylabel(y_label)
-    keys = [Key(line.name, line.ink, line.mark) for line in lines]
-    keys += [Key(p.name, p.ink, _MARKERS[marker]) for p, marker in zip(points, markers, strict=True)]
-    alternative = f"{title}, by step. " + "; ".join([*map(_line_in_words, lines), *map(_points_in_words, points)]) + "."
-    notes = [note, _smoothing_note(lines)]
+    shapes = [list(_SHAPES)[index % len(_SHAPES)] for index in range(len(points))]
+    keys = [Key(f"s{i}", line.name, line.ink, line.mark) for i, line in enumerate(lines)]
+    keys += [
+        Key(f"s{len(lines) + i}", p.name, p.ink, _SHAPES[shape])
+        for i, (p, shape) in enumerate(zip(points, shapes, strict=True))
+    ]
+    x, y = steps_axis(), _values_axis(y_label, lines, points, is_share)
     columns, rows = _line_table(lines)
-    return Chart(title, to_svg(figure, name, one_line(alternative)), keys, _joined(notes), columns, rows)
-
-
-def _draw_line(axes: Axes, line: Line) -> None:
-    values = [math.nan if v is None else v for v in line.values]
-    colour = ink(line.ink)
-    style = _DASHES[line.mark]
-    if len(values) < _SMOOTHED_FROM:
-        axes.plot(line.steps, values, color=colour, linestyle=style, marker="o", markersize=3.2)
-        return
-    axes.plot(line.steps, values, color=colour, linewidth=0.9, alpha=0.4)
-    smooth = [math.nan if v is None else v for v in running_mean(line.values)]
-    axes.plot(line.steps, smooth, color=colour, linestyle=style)
-
-
-def _draw_points(axes: Axes, points: Points, marker: str) -> None:
-    for step, m in zip(points.steps, points.measured, strict=True):
-        if m.low is not None and m.high is not None:
-            axes.vlines(step, m.low, m.high, color=ink(points.ink), linewidth=1.4)
-    values = [m.value for m in points.measured]
-    axes.plot(
-        points.steps, values, marker, markersize=6.5, color=ink(points.ink), markeredgecolor=ink("paper"), clip_on=False
+    layers = [_band_layer(lines, keys, x, y), *_line_layers(lines, keys, x, y)]
+    layers += [_point_layer(p, keys[len(lines) + i], shapes[i], x, y) for i, p in enumerate(points)]
+    layers.append(hover_layer([line.name for line in lines], rows, x))
+    alternative = f"{title}, by step. " + "; ".join([*map(_line_in_words, lines), *map(_points_in_words, points)]) + "."
+    return Chart(
+        name,
+        title,
+        layered([layer for layer in layers if layer]),
+        keys,
+        _joined([note, _smoothing_note(lines)]),
+        columns,
+        rows,
+        one_line(alternative),
     )
 
 
-def _limits(axes: Axes, values: Sequence[float], is_reward: bool) -> None:
-    low, high = min(values), max(values)
-    if is_reward and low >= 0.0 and high <= 1.0:
-        axes.set_ylim(0.0, 1.04)
-        return
-    low, high = min(low, 0.0), max(high, 0.0)
-    air = 0.06 * ((high - low) or 1.0)
-    axes.set_ylim(low - (air if low < 0.0 else 0.0), high + air)
-    if low < 0.0:
-        axes.axhline(0.0, color=ink("muted"), linewidth=1.0)
+def _values_axis(title: str, lines: Sequence[Line], points: Sequence[Points], is_share: bool) -> Spec:
+    drawn = [v for line in lines for v in line.values if v is not None]
+    drawn += [m.value for group in points for m in group.measured]
+    scale: Spec = {"domain": [0, 1]} if is_share and min(drawn) >= 0.0 and max(drawn) <= 1.0 else {"zero": True}
+    return {"type": "quantitative", "axis": {"title": title, "tickCount": 5}, "scale": scale}
+
+
+def _inks(keys: Sequence[Key]) -> dict[str, str]:
+    return {key.series: ink(key.ink) for key in keys}
+
+
+def _colour(keys: Sequence[Key]) -> Spec:
+    return by_series(_inks(keys))
+
+
+def _band_layer(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) -> Spec | None:
+    values = [
+        {"s": key.series, "step": step, "low": low, "high": high}
+        for line, key in zip(lines, keys, strict=False)
+        for step, low, high in line.band
+    ]
+    if not values:
+        return None
+    return {
+        "data": {"values": values},
+        "transform": [NOT_HIDDEN],
+        "mark": {"type": "area", "opacity": 0.18},
+        "encoding": {"x": x, "y": {"field": "low", **y}, "y2": {"field": "high"}, "color": _colour(keys)},
+    }
+
+
+def _line_layers(lines: Sequence[Line], keys: Sequence[Key], x: Spec, y: Spec) -> list[Spec]:
+    """The curves; where they are long, thin as they are and thick as running means."""
+    # All keys in both scales: layers share them, and a legend is made of what they agree on.
+    colour, dashes = _colour(keys), by_series({key.series: _DASHES.get(key.mark, [1, 0]) for key in keys})
+    keys = keys[: len(lines)]
+    exact, smooth = [], []
+    for line, key in zip(lines, keys, strict=True):
+        is_long = len(line.values) >= _SMOOTHED_FROM
+        exact += _line_values(key, line.steps, line.values) if is_long else []
+        smooth += _line_values(key, line.steps, running_mean(line.values) if is_long else line.values)
+    dots = not exact
+    encoding = {"x": x, "y": {"field": "v", **y}, "color": colour}
+    thick: Spec = {
+        "data": {"values": smooth},
+        "transform": [NOT_HIDDEN],
+        "mark": {"type": "line", "strokeWidth": 2.2, "point": {"size": 22} if dots else False},
+        "encoding": {**encoding, "strokeDash": dashes},
+    }
+    if not exact:
+        return [thick]
+    thin: Spec = {
+        "data": {"values": exact},
+        "transform": [NOT_HIDDEN],
+        "mark": {"type": "line", "strokeWidth": 0.9, "opacity": 0.4},
+        "encoding": encoding,
+    }
+    return [thin, thick]
+
+
+def _line_values(key: Key, steps: Sequence[float], values: Sequence[float | None]) -> list[Spec]:
+    return [{"s": key.series, "step": step, "v": value} for step, value in zip(steps, values, strict=True)]
+
+
+def _point_layer(points: Points, key: Key, shape: str, x: Spec, y: Spec) -> Spec:
+    values = [
+        {"s": key.series, "step": step, "v": m.value, "low": m.low, "high": m.high, "said": show_measured(m, m.in_unit)}
+        for step, m in zip(points.steps, points.measured, strict=True)
+    ]
+    tooltip = [
+        {"field": "step", "type": "quantitative", "title": "step"},
+        {"field": "said", "type": "nominal", "title": points.name},
+    ]
+    bounds = {"x": x, "y": {"field": "low", **y}, "y2": {"field": "high"}}
+    mark = {"type": "point", "shape": shape, "filled": True, "size": 90, "opacity": 1, "stroke": ink("paper")}
+    return {
+        "data": {"values": values},
+        "transform": [NOT_HIDDEN],
+        "layer": [
+            {"mark": {"type": "rule", "strokeWidth": 1.4, "color": ink(points.ink)}, "encoding": bounds},
+            {
+                "mark": {**mark, "fill": ink(points.ink)},
+                "encoding": {"x": x, "y": {"field": "v", **y}, "tooltip": tooltip},
+            },
+        ],
+    }
 
 
 def _line_in_words(line: Line) -> str:
@@ -189,42 +270,30 @@ def evaluation_chart(name: str, pair: Pair) -> Chart | None:
     groups = [*pair.groups("order"), pair.whole]
     if all(m is None for g in groups for m in (g.before, g.after)):
         return None
-    figure, axes = drawing(230)
-    for place, group in enumerate(groups):
-        _draw_measured(axes, place - 0.13, group.before, "muted", hollow=True)
-        _draw_measured(axes, place + 0.13, group.after, "series-0", hollow=False)
-    if len(groups) > 1:
-        axes.axvline(len(groups) - 1.5, color=ink("grid"), linewidth=0.8)
-    axes.set_xticks(range(len(groups)), [one_line(g.name)[:_LONGEST_TICK] for g in groups])
-    axes.set_xlim(-0.6, len(groups) - 0.4)
-    axes.set_xlabel("question order" if len(groups) > 1 else "all questions")
-    if pair.in_unit:
-        axes.set_ylim(0.0, 1.04)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylabel("accuracy" if pair.in_unit else "mean score")
     title = pair.label + (" (reported, not trained for)" if pair.is_official else "")
-    sides = {"before": "muted", "after": "series-0"}
+    sides = (("before", pair.before, "muted", "\u25cb"), ("after", pair.after, "series-0", "\u25cf"))
     keys = [
-        Key(f"{side}, step {(record or {}).get('step', '?')}", sides[side], "\u25cb" if side == "before" else "\u25cf")
-        for side, record in (("before", pair.before), ("after", pair.after))
+        Key(side, f"{side}, step {record.get('step', '?')}", ink_name, mark)
+        for side, record, ink_name, mark in sides
         if record is not None
+    ]
+    values = [
+        {"s": side, "group": one_line(group.name), **_measured_values(m, pair.in_unit)}
+        for group in groups
+        for side, m in (("before", group.before), ("after", group.after))
+        if m is not None
     ]
     words = "; ".join(_group_in_words(group, pair.in_unit) for group in groups)
     alternative = f"Evaluation {title} without feedback, by question order. {words}."
     rows = [[g.name, *(_measured_cell(m, pair.in_unit) for m in (g.before, g.after))] for g in groups]
-    svg = to_svg(figure, name, one_line(alternative))
-    return Chart(title, svg, keys, "", ("question order", "before", "after"), rows)
+    spec = evaluation_spec(values, pair.in_unit, "question order" if len(groups) > 1 else "all questions")
+    columns = ("question order", "before", "after")
+    return Chart(name, title, spec, keys, "", columns, rows, one_line(alternative))
 
 
-def _draw_measured(axes: Axes, place: float, m: Measured | None, ink_name: str, hollow: bool) -> None:
-    if m is None:
-        return
-    colour = ink(ink_name)
-    if m.low is not None and m.high is not None:
-        axes.vlines(place, m.low, m.high, color=colour, linewidth=2.2, clip_on=False)
-    face = ink("paper") if hollow else colour
-    style = {"markersize": 8, "markerfacecolor": face, "markeredgecolor": colour, "markeredgewidth": 2}
-    axes.plot([place], [m.value], "o", clip_on=False, zorder=3, **style)
+def _measured_values(m: Measured, in_unit: bool) -> Spec:
+    said = {"value": show_value(m.value, in_unit), "interval": show_interval(m, in_unit), "n": m.n}
+    return {"v": m.value, "low": m.low, "high": m.high, **said}
 
 
 def _group_in_words(group: Group, in_unit: bool) -> str:
@@ -237,63 +306,51 @@ def _measured_cell(m: Measured | None, in_unit: bool) -> str:
     return "not measured" if m is None else show_measured(m, in_unit)
 
 
-def time_chart(name: str, curves: Curves) -> Chart | None:
-    """Returns seconds per step, stacked by phase. A few far longer steps are cut off and named in the note."""
-    phases = [p for p, values in curves.columns.items() if any(values)]
-    if not phases:
+def stacked_chart(name: str, title: str, y_label: str, curves: Curves, unit: str = "", note: str = "") -> Chart | None:
+    """Returns amounts per step, stacked by column. A few far taller steps are cut off and named in the note.
+
+    unit: stands after the numbers, with a space before it.
+    """
+    parts = [p for p, values in curves.columns.items() if any(values)]
+    if not parts or not curves.steps:
         return None
-    steps = curves.steps
+    inks = {p: "muted" if p == OTHER else SERIES[i % len(SERIES)] for i, p in enumerate(parts)}
+    keys = [Key(f"s{i}", f"{p} {_share(curves, p)}", inks[p], "\u25a0") for i, p in enumerate(parts)]
     half = curves.per_point / 2
-    edges = [step - half for step in steps] + [steps[-1] + half]
-    figure, axes = drawing()
-    base = [0.0] * len(steps)
-    keys = []
-    for index, phase in enumerate(phases):
-        top = [low + (v or 0.0) for low, v in zip(base, curves.columns[phase], strict=True)]
-        name_of_ink = "muted" if phase == OTHER else SERIES[index % len(SERIES)]
-        axes.fill_between(
-            edges,
-            [*base, base[-1]],
-            [*top, top[-1]],
-            step="post",
-            facecolor=ink(name_of_ink),
-            edgecolor=ink("paper"),
-            linewidth=0.6,
-        )
-        keys.append(Key(f"{phase} {_share(curves, phase)}", name_of_ink, "\u25a0"))
-        base = top
-    note = _joined(
-        [
-            "Stacked from the bottom in the order of the legend, which gives shares of the whole run.",
-            _cut_off(axes, steps, base),
-        ]
-    )
-    axes.set_xlim(edges[0], edges[-1])
-    step_axis(axes)
-    axes.set_ylabel("seconds")
-    totals = ", ".join(f"{phase} {_share(curves, phase)}" for phase in phases)
-    alternative = f"Seconds per step, stacked by phase. Shares of the whole run: {totals}. {note}"
-    rows = [
-        [f"{step:g}", *(_cell(curves.columns[p][i]) for p in phases), f"{base[i]:.4g}"] for i, step in enumerate(steps)
+    values = [
+        {"s": key.series, "order": i, "from": step - half, "to": step + half, "v": curves.columns[part][at] or 0.0}
+        for i, (key, part) in enumerate(zip(keys, parts, strict=True))
+        for at, step in enumerate(curves.steps)
     ]
-    columns = ["step", *(f"{phase}, s" for phase in phases), "whole step, s"]
-    return Chart("Where the time goes", to_svg(figure, name, one_line(alternative)), keys, note, columns, rows)
+    totals = [sum(curves.columns[p][at] or 0.0 for p in parts) for at in range(len(curves.steps))]
+    highest, cut = _cut_off(curves.steps, totals, unit)
+    rows = [
+        [f"{step:g}", *(_cell(curves.columns[p][i]) for p in parts), f"{totals[i]:.4g}"]
+        for i, step in enumerate(curves.steps)
+    ]
+    note = _joined(
+        ["Stacked from the bottom in the order of the legend, which gives shares of the whole run.", note, cut]
+    )
+    shares = ", ".join(f"{part} {_share(curves, part)}" for part in parts)
+    alternative = f"{title}: {y_label} by step, stacked. Shares of the whole run: {shares}. {note}"
+    x = steps_axis()
+    layers = [stack_layer(values, _inks(keys), x, y_label, highest), hover_layer([*parts, "together"], rows, x)]
+    columns = ["step", *(f"{part}{unit and ','}{unit}" for part in parts), f"together{unit and ','}{unit}"]
+    return Chart(name, title, layered(layers), keys, note, columns, rows, one_line(alternative))
 
 
-def _share(curves: Curves, phase: str) -> str:
+def _share(curves: Curves, part: str) -> str:
     sums: Mapping[str, float] = {p: sum(v or 0.0 for v in values) for p, values in curves.columns.items()}
-    return f"{100 * sums[phase] / sum(sums.values()):.0f}\u00a0%"
+    return f"{100 * sums[part] / sum(sums.values()):.0f}\u00a0%"
 
 
-def _cut_off(axes: Axes, steps: Sequence[float], totals: Sequence[float]) -> str:
-    """Limits the y axis where few steps (compilation, for one) tower over the others; returns the words for it."""
+def _cut_off(steps: Sequence[float], totals: Sequence[float], unit: str) -> tuple[float, str]:
+    """Returns the top of the y axis where few steps (compilation, for one) tower over the others, and the words."""
     ordered = sorted(totals)
     usual = ordered[int(0.9 * (len(ordered) - 1))]
-    beyond = [(step, total) for step, total in zip(steps, totals, strict=True) if total > 2.0 * usual]
-    axes.set_ylim(0.0, 1.12 * max(t for t in totals if t <= 2.0 * usual) if beyond else 1.08 * ordered[-1])
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    beyond = [(step, total) for step, total in zip(steps, totals, strict=True) if usual and total > 2.0 * usual]
     if not beyond:
-        return ""
-    named = ", ".join(f"step {step:g} ({total:.1f} s)" for step, total in beyond[:4])
+        return 1.08 * ordered[-1], ""
+    named = ", ".join(f"step {step:g} ({total:.1f}{unit})" for step, total in beyond[:4])
     more = f" and {len(beyond) - 4} more" if len(beyond) > 4 else ""
-    return f"Taller than the chart: {named}{more}. The first step of a process includes compilation."
+    return 1.12 * max(t for t in totals if t <= 2.0 * usual), f"Taller than the chart: {named}{more}."

@@ -2,8 +2,9 @@
 
 … → sharded update → checkpoint, evaluation, **report**
 
-In: finished or unfinished runs, any part of which may be missing. Out: a page without scripts, fonts or pictures from
-elsewhere, the same bytes for the same runs. All text of policies, judges and users is shown as text. Measures nothing.
+In: finished or unfinished runs, any part of which may be missing. Out: a page that carries its scripts and data and
+asks for nothing from elsewhere, the same bytes for the same runs. All text of policies, judges and users is shown as
+text. Measures nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ditto_jax import charts, report_findings
-from ditto_jax.charts import Chart, Line, Points
-from ditto_jax.comparison import Pair, measured, pair_evaluations, sentence, show_interval, show_measured, show_value
+from ditto_jax import evaluation_reading, page_assets, report_findings
+from ditto_jax.charts import Chart, evaluation_chart
+from ditto_jax.compared_runs import ComparedRun, last_evaluations, overlay_charts
+from ditto_jax.comparison import Pair, pair_evaluations, sentence, show_interval, show_measured, show_value
 from ditto_jax.config_io import flatten, read_yaml
 from ditto_jax.errors import MissingInputError, RunDirectoryError
 from ditto_jax.evaluate import read_evaluations
-from ditto_jax.readings import curves, number, reward_gap, time_curves
+from ditto_jax.metric_charts import cost_charts, feedback_charts, learning_charts
+from ditto_jax.readings import number
+from ditto_jax.rollout_browser import embedded_rollouts
 from ditto_jax.rollout_reading import RULE, RolloutReading, read_rollouts
 from ditto_jax.run_dir import RunDirectory, write_atomically
-from ditto_jax.svg import SERIES
 from ditto_jax.visible_text import visible
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = (*page_assets.CHART_LIBRARIES, *page_assets.BROWSER_LIBRARIES, "charts.js", "rollout_view.js", "rollouts.js")
 _LONGEST_TEXT = 20_000  # characters of one prompt or reply; the rest is in rollouts/
-_EVALUATIONS_IN_CURVES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class RunReading:
     config_text: str
     rows: Sequence[Mapping[str, Any]]
     evaluations: Sequence[Mapping[str, Any]]
+    evaluation_table: Mapping[str, Any]
     pairs: Sequence[Pair]
     rollouts: RolloutReading
 
@@ -87,7 +90,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """
     if not runs:
         raise MissingInputError("report: name at least one run directory, for example runs/quickstart")
-    readings = _with_distinct_names([read_run(Path(path)) for path in runs])
+    readings = read_runs(runs)
     default = RunDirectory(Path(runs[0])).report
     path = output or (default if len(runs) == 1 else default.with_name("comparison.html"))
     try:
@@ -98,6 +101,11 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         ) from error
     write_atomically(path, render(readings))
     return path
+
+
+def read_runs(runs: Sequence[Path]) -> list[RunReading]:
+    """Returns the readings of `runs` under names that differ. Raises MissingInputError if one is no folder."""
+    return _with_distinct_names([read_run(Path(path)) for path in runs])
 
 
 def read_run(path: Path) -> RunReading:
@@ -117,6 +125,7 @@ def read_run(path: Path) -> RunReading:
         config_text=_text(path / "config.yaml"),
         rows=run.read_metrics(),
         evaluations=evaluations,
+        evaluation_table=evaluation_reading.read_evaluation_table(run),
         pairs=pair_evaluations(evaluations, report_findings.configured_labels(config)),
         rollouts=read_rollouts(run),
     )
@@ -136,10 +145,14 @@ def _json(path: Path) -> Mapping[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def render(readings: Sequence[RunReading]) -> str:
-    """Returns the page. Everything inserted is escaped, and hidden characters in it are made visible."""
+def render(readings: Sequence[RunReading], served: bool = False) -> str:
+    """Returns the page. Everything inserted is escaped, and hidden characters in it are made visible.
+
+    served: the page asks its server for the rollouts (`report_server.py`); else it holds up to
+    `rollout_browser.MOST_EMBEDDED` of them.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(page_assets.TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -148,11 +161,36 @@ def render(readings: Sequence[RunReading]) -> str:
     )
     sections = [_section(reading, f"run-{index}") for index, reading in enumerate(readings, start=1)]
     several = len(readings) > 1
-    title = f"{len(readings)} runs compared" if several else readings[0].name
-    overlays = _overlays(readings) if several else []
+    compared = [ComparedRun(r.name, r.config, r.rows, r.pairs) for r in readings]
+    overlays = overlay_charts(compared) if several else []
+    drawn = [*overlays, *(chart for section in sections for chart in section["charts"])]
+    scripts = page_assets.scripts(_SCRIPTS)
     return environment.get_template("report.html.j2").render(
-        title=title, several=several, sections=sections, overlays=overlays, rule=RULE
+        title=f"{len(readings)} runs compared" if several else readings[0].name,
+        several=several,
+        sections=sections,
+        overlays=overlays,
+        compared=last_evaluations(compared) if several else ([], []),
+        rule=RULE,
+        table_style=page_assets.table_style(),
+        scripts=[script.text for script in scripts],
+        policy=page_assets.content_policy(scripts, served),
+        specs=page_assets.json_block({chart.name: chart.spec for chart in drawn}),
+        rollouts=_rollout_data(readings, served),
     )
+
+
+def _rollout_data(readings: Sequence[RunReading], served: bool) -> dict[str, Any]:
+    """What the page carries for its rollout browser; of a served page only the names of the runs."""
+    names = [reading.name for reading in readings]
+    if served:
+        return {"note": "", "index": page_assets.json_block({"served": True, "runs": names}), "blocks": {}}
+    found = embedded_rollouts([reading.run for reading in readings])
+    return {
+        "note": found.note,
+        "index": page_assets.json_block({"served": False, "runs": names, **found.index.as_dict()}),
+        "blocks": {f"block-{'-'.join(map(str, at))}": page_assets.packed_block(b) for at, b in found.blocks.items()},
+    }
 
 
 def _shown(value: Any) -> Any:
@@ -160,18 +198,29 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
+def run_charts(reading: RunReading, name: str) -> dict[str, list[Chart]]:
+    """Returns the charts of one run by the part of the page in which they stand. name: starts the name of each."""
+    evaluated = [evaluation_chart(f"{name}-eval-{index}", pair) for index, pair in enumerate(reading.pairs)]
+    return {
+        "evaluation_charts": [chart for chart in evaluated if chart is not None],
+        "learning_charts": learning_charts(name, reading.rows, reading.pairs, reading.evaluations),
+        "feedback_charts": feedback_charts(name, reading.rows),
+        "cost_charts": cost_charts(name, reading.rows),
+    }
+
+
 def _section(reading: RunReading, name: str) -> dict[str, Any]:
     """What the template shows of one run. name: unique prefix for ids."""
-    rows, pairs = reading.rows, reading.pairs
+    rows, pairs, charts = reading.rows, reading.pairs, run_charts(reading, name)
     return {
         "id": name,
         "reading": reading,
         "headlines": report_findings.headlines(pairs, rows),
         "sentences": [(pair, sentence(pair)) for pair in pairs],
         "missing": report_findings.missing(rows, pairs, reading.rollouts, reading.config),
-        "evaluation_charts": _drawn(charts.evaluation_chart(f"{name}-eval-{i}", p) for i, p in enumerate(pairs)),
-        "learning_charts": _drawn([_learning_chart(reading, name), *_gap_charts(reading, name)]),
-        "cost_charts": _drawn(_cost_charts(reading, name)),
+        **charts,
+        "charts": [chart for group in charts.values() for chart in group],
+        "evaluation": _evaluation_tables(reading),
         "breakdowns": [_breakdown(pair) for pair in pairs],
         "controls": [_control(control) for control in report_findings.controls(pairs)],
         "outcomes": report_findings.outcome_lines(rows, reading.rollouts, reading.config),
@@ -183,100 +232,22 @@ def _section(reading: RunReading, name: str) -> dict[str, Any]:
     }
 
 
-def _drawn(drawings: Any) -> list[Chart]:
-    return [dataclasses.replace(c, svg=Markup(c.svg)) for c in drawings if c is not None]
-
-
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _learning_chart(reading: RunReading, name: str) -> Chart | None:
-    rewards = {"draft": "reward", "taught": "feedback/with_feedback_reward", "refined": "feedback/revised_reward"}
-    drawn = curves(reading.rows, rewards)
-    lines = [
-        Line("draft reward (no feedback)", drawn, "draft", "series-0"),
-        Line("with feedback (refined where the draft needed it)", drawn, "taught", "series-1", "dashed"),
-        Line("refined rollouts alone", drawn, "refined", "muted", "dotted"),
-    ]
-    note = (
-        "Rewards of sampled training rollouts. Only drafts below the gate are refined, so the refined alone are the "
-        "hard ones."
-    )
-    return charts.line_chart(
-        f"{name}-learning", "Learning curves", "mean reward", lines, _evaluation_points(reading), note
-    )
-
-
-def _evaluation_points(reading: RunReading) -> list[Points]:
-    """Evaluations over the curves, for the first labels that were evaluated more than once."""
-    found = []
-    for pair in reading.pairs:
-        records = [r for r in reading.evaluations if r.get("label") == pair.label]
-        known = [(float(r.get("step") or 0), m) for r in records if (m := measured(r)) is not None]
-        known.sort(key=lambda item: item[0])
-        if len(known) > 1 and len(found) < _EVALUATIONS_IN_CURVES:
-            ink = ("ink", "series-2", "series-3")[len(found)]
-            steps, values = zip(*known, strict=True)
-            found.append(Points(f"evaluation {pair.label} (no feedback)", steps, values, ink))
-    return found
-
-
-def _gap_charts(reading: RunReading, name: str) -> list[Chart | None]:
-    readers = {"gap": reward_gap, "uplift": "feedback/uplift", "context": "policy/context_gap_mean"}
-    drawn = curves(reading.rows, readers)
-    rewards = [
-        Line("with feedback − without", drawn, "gap", "series-2"),
-        Line("refined − its own draft (uplift)", drawn, "uplift", "muted", "dashed"),
-    ]
-    context = [Line("context gap", drawn, "context", "series-3")]
-    about = (
-        "How much likelier refined replies are under the prompt with feedback than under the plain prompt. Only drafts "
-        "that were still wrong are refined, so later steps show harder ones."
-    )
-    gap = charts.line_chart(f"{name}-gap", "Teacher–student gap", "reward difference", rewards)
-    if gap is None:
-        return []
-    return [
-        gap,
-        charts.line_chart(f"{name}-context", "Context gap", "nats per token", context, note=about, is_reward=False),
-    ]
-
-
-def _cost_charts(reading: RunReading, name: str) -> list[Chart | None]:
-    speed = curves(reading.rows, {"tokens": "tokens_per_s"})
-    return [
-        charts.time_chart(f"{name}-time", time_curves(reading.rows)),
-        charts.line_chart(
-            f"{name}-speed",
-            "Sampling speed",
-            "tokens per second",
-            [Line("sampled tokens per second", speed, "tokens", "series-5")],
-            is_reward=False,
-        ),
-    ]
-
-
-def _overlays(readings: Sequence[RunReading]) -> list[Chart]:
-    """Learning curves of several runs, one chart per quantity, one curve per run."""
-    wanted = (
-        ("reward", "Draft reward (no feedback)", "reward"),
-        ("taught", "Reward with feedback", "feedback/with_feedback_reward"),
-    )
-    drawn = []
-    for name, title, key in wanted:
-        lines = [
-            Line(r.name, curves(r.rows, {"value": key}), "value", SERIES[i % len(SERIES)], _line_mark(i))
-            for i, r in enumerate(readings)
-        ]
-        drawn.append(charts.line_chart(f"all-{name}", title, "mean reward", lines))
-    return _drawn(drawn)
-
-
-def _line_mark(index: int) -> str:
-    return ("solid", "dashed", "dotted")[index % 3]
+def _evaluation_tables(reading: RunReading) -> dict[str, Any]:
+    records, table = reading.evaluations, reading.evaluation_table
+    return {
+        "columns": evaluation_reading.COLUMNS,
+        "rows": evaluation_reading.evaluation_rows(records),
+        "metrics": evaluation_reading.metric_rows(records),
+        "faults": evaluation_reading.fault_rows(records),
+        "not_measured": evaluation_reading.not_measured(table),
+        "average": evaluation_reading.suite_average(table),
+    }
 
 
 def _breakdown(pair: Pair) -> dict[str, Any]:

@@ -17,10 +17,7 @@ def visible(text: str) -> str:
 
     The result can be encoded as UTF-8, holds no terminal escape and cannot turn the direction of what stands around it.
     """
-    text = text.replace("\r\n", "\n")
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_sign, text))
+    return text.replace("\r\n", "\n").translate(_SIGNS)
 
 
 def one_line(text: str) -> str:
@@ -28,10 +25,18 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
-def _sign(character: str) -> str:
+class _Signs(dict[int, int | str]):
+    """What `str.translate` puts in the place of each character; filled as characters occur."""
+
+    def __missing__(self, code: int) -> int | str:
+        self[code] = found = _sign(code)
+        return found
+
+
+def _sign(code: int) -> int | str:
+    character = chr(code)
     if character in _KEPT:
-        return character
-    code = ord(character)
+        return code
     if code < 0x20:
         return chr(0x2400 + code)
     if code == 0x7F:
@@ -39,4 +44,7 @@ def _sign(character: str) -> str:
     is_noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
     if is_noncharacter or unicodedata.category(character) in _HIDDEN:
         return f"\u27e8U+{code:04X}\u27e9"
-    return character
+    return code
+
+
+_SIGNS = _Signs()

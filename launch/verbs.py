@@ -103,6 +103,12 @@ class _ReportFlags:
     """run directories, for example runs/quickstart"""
     output: Path | None = None
     """file to write (default: report/index.html in the first run directory)"""
+    serve: bool = False
+    """serve the page on 127.0.0.1 instead of writing it: any number of rollouts, read as they are asked for"""
+    port: int = 8742
+    """port of --serve; 0 takes any free one"""
+    export: Path | None = None
+    """folder for the tables as LaTeX and the charts as SVG (needs the extra `figures`)"""
 
 
 def report(args: list[str], command: list[str]) -> int:
@@ -113,6 +119,15 @@ def report(args: list[str], command: list[str]) -> int:
     flags = tyro.cli(_ReportFlags, args=args, prog="ditto-jax report", use_underscores=True)
     if not flags.runs:
         raise ConfigError("report: name at least one run directory, for example runs/quickstart")
+    if flags.serve:
+        from ditto_jax.report_server import serve_report
+
+        serve_report(list(flags.runs), flags.port, tell=lambda text: print(text, flush=True))
+        return 0
+    if flags.export is not None:
+        from ditto_jax.report_export import export_report
+
+        print(f"exported: {export_report(list(flags.runs), flags.export)}")
     print(f"report: {write_report(list(flags.runs), flags.output)}")
     return 0
 

@@ -35,6 +35,11 @@ def main(checkout: Path) -> None:
     source = checkout / "ditto_jax" / "policies"
     assert shipped == sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
 
+    for folder in ("vendor", "templates"):
+        here, there = checkout / "ditto_jax" / folder, PACKAGED.parent / folder
+        files = [path.relative_to(here) for path in here.rglob("*") if path.is_file()]
+        assert files and all((there / file).is_file() for file in files), f"{folder} did not travel along"
+
     program = Path(sys.prefix) / "bin" / "ditto-jax"
     assert any(entry.name == "ditto-jax" for entry in entry_points(group="console_scripts"))
     for words in (["--help"], ["--version"], ["train", "--config", "quickstart.yaml", "--print_config"]):

@@ -156,7 +156,7 @@ def rollout_rows(step: int, refines: bool, hostile: bool) -> list[dict[str, Any]
         text = HOSTILE if hostile else ""
         common = {
             "step": step,
-            "prompt_id": f"{task}/{task}-{step}",
+            "prompt_id": f"{task}/{task}-{step % 5}",  # so that scenes come again
             "prompt_index": 0,
             "sample": sample,
             "task": task,
