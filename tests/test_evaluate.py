@@ -221,7 +221,7 @@ def test_a_killed_evaluation_goes_on_with_the_samples_that_it_lacks(policy_folde
             return await super().score(task, example, conversation, key)
 
     straight = RunDirectory(run_evaluation(eval_config(policy_folder, tmp_path, run_name="straight"), []))
-    monkeypatch.setattr(setup, "make_judge", Mortal)
+    monkeypatch.setattr(setup, "make_judge", lambda config, hub: Mortal(config))
     config = eval_config(policy_folder, tmp_path)
     with pytest.raises(JudgeUnavailableError, match="killed"):
         run_evaluation(config, [])
@@ -286,7 +286,7 @@ def test_a_label_without_any_score_does_not_pass_the_gate(policy_folder, tmp_pat
     class Gone(Forgetful):
         everything = True
 
-    monkeypatch.setattr(setup, "make_judge", Gone)
+    monkeypatch.setattr(setup, "make_judge", lambda config, hub: Gone(config))
     with pytest.raises(GateFailed, match=r"hitom: no reply got a score, so fail_under=0 is not met"):
         run_evaluation(eval_config(policy_folder, tmp_path), [], fail_under=0.0)
 
@@ -324,7 +324,7 @@ def test_a_failure_midway_is_told_in_the_status(policy_folder, tmp_path, monkeyp
         async def score(self, task, example, conversation, key) -> Verdict:
             raise JudgeUnavailableError("the key was revoked")
 
-    monkeypatch.setattr(setup, "make_judge", Broken)
+    monkeypatch.setattr(setup, "make_judge", lambda config, hub: Broken(config))
     with pytest.raises(JudgeUnavailableError, match="revoked"):
         run_evaluation(eval_config(policy_folder, tmp_path), [])
     run = RunDirectory(tmp_path / "measured")

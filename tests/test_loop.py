@@ -70,7 +70,7 @@ class FailingJudge(RulesJudge):
 
 
 def use_judge(monkeypatch, fails: Callable[[str, SampleId], bool]) -> None:
-    monkeypatch.setattr(setup, "make_judge", lambda config: FailingJudge(config, fails))
+    monkeypatch.setattr(setup, "make_judge", lambda config, hub: FailingJudge(config, fails))
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_words_too_long_for_the_prompt_are_not_used_and_the_reason_is_told(polic
         async def feedback(self, task, example, conversation, verdict, key) -> Feedback:
             return Feedback(Outcome.OK, text="look at it once more, " * 20, judge="talkative")
 
-    monkeypatch.setattr(setup, "make_judge", Talkative)
+    monkeypatch.setattr(setup, "make_judge", lambda config, hub: Talkative(config))
     config = run_config(policy_folder, tmp_path, evaluation=EvalConfig(), judge=JudgeConfig(max_error_rate=1.0))
     run = train_quietly(config)
     rows = [row for rows in contents(run).values() for row in rows]

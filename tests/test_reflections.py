@@ -17,11 +17,12 @@ from ditto_jax.judge.rules import RulesJudge
 from ditto_jax.objective import OBJECTIVES, Objective, ObjectiveConfig, PgClip, Pool, Refinement, Term
 from ditto_jax.report import write_report
 from ditto_jax.run_dir import RunDirectory
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.types import Outcome, Verdict, ViewRole
+from tests.tiny_policy import quick_compilation
 from tests.tiny_run import assert_same_run, contents, run_config, status, train_quietly
 
-STEPS = 3
+STEPS = 2
 ROLES = (ViewRole.DRAFT, ViewRole.REFLECTION, ViewRole.REFINED_FB, ViewRole.REFINED_PLAIN)
 SELF = Objective(
     name="self_written",
@@ -37,7 +38,8 @@ def _objectives():
     with pytest.MonkeyPatch.context() as patch:
         for objective in (SELF, SHOWN):
             patch.setitem(OBJECTIVES, objective.name, objective)
-        yield
+        with quick_compilation():
+            yield
 
 
 def config_of(policy, folder, name: str = SELF.name, **changes: Any) -> RunConfig:
@@ -50,6 +52,10 @@ def config_of(policy, folder, name: str = SELF.name, **changes: Any) -> RunConfi
         "evaluation": EvalConfig(),
     }
     return run_config(policy, folder, **{**values, **changes})
+
+
+def one_step(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +124,8 @@ def test_reflections_are_counted_by_outcome_and_the_judge_was_asked_for_no_words
 
 def test_cut_off_reflections_are_a_typed_outcome_and_no_prompt(policy_folder, tmp_path):
     config = config_of(policy_folder, tmp_path)
-    short = dataclasses.replace(
-        config,
-        rollout=dataclasses.replace(config.rollout, max_completion_length=2),
-        train=dataclasses.replace(config.train, max_steps=1),
-    )
-    [rows] = contents(train_quietly(short)).values()
+    short = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_completion_length=2))
+    [rows] = contents(train_quietly(one_step(short))).values()
     cut = [r for r in rows if r["role"] == "reflection" and r["truncated"]]
     assert cut and not any(r["advantage"] for r in cut) and {r["outcome"] for r in cut} == {"over_budget"}
     drafts, refined = by_slot(rows, "draft"), by_slot(rows, "refined")
@@ -134,19 +136,15 @@ def test_cut_off_reflections_are_a_typed_outcome_and_no_prompt(policy_folder, tm
 
 def test_a_question_without_room_is_not_asked_and_the_setting_is_named(policy_folder, tmp_path):
     config = config_of(policy_folder, tmp_path)
-    small = dataclasses.replace(
-        config,
-        sampler=dataclasses.replace(config.sampler, prefix=(96,), tail=(1, 48)),
-        train=dataclasses.replace(config.train, max_steps=1),
-    )
-    run = train_quietly(small)
+    small = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, prefix=(96,), tail=(1, 48)))
+    run = train_quietly(one_step(small))
     rows = [r for rows in contents(run).values() for r in rows if r["role"] == "reflection"]
     assert status(run)["state"] == "finished" and rows
     assert {r["outcome"] for r in rows} == {"over_budget"} and all("sampler.tail" in r["detail"] for r in rows)
 
 
 def test_drafts_are_those_of_an_objective_without_reflections(policy_folder, tmp_path, run):
-    plain = train_quietly(config_of(policy_folder, tmp_path, name="grpo"))
+    plain = train_quietly(one_step(config_of(policy_folder, tmp_path, name="grpo")))
     mine, theirs = run.read_rollouts(1), plain.read_rollouts(1)
     drafts = [r for r in mine if r["role"] == "draft"]
     for name in ("tokens", "logprobs", "reply", "score", "prompt"):
@@ -162,14 +160,14 @@ def test_a_run_with_reflections_that_failed_continues_bit_for_bit(policy_folder,
 
     config = config_of(policy_folder, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "make_judge", Failing)
+        patch.setattr(setup, "make_judge", lambda config, hub: Failing(config))
         with pytest.raises(JudgeUnavailableError):
             train_quietly(config)
     assert_same_run(train_quietly(config), run)
 
 
 def test_the_judges_words_are_shown_where_the_objective_says_so(policy_folder, tmp_path):
-    shown = train_quietly(config_of(policy_folder, tmp_path, name=SHOWN.name))
+    shown = train_quietly(one_step(config_of(policy_folder, tmp_path, name=SHOWN.name)))
     rows = [row for rows in contents(shown).values() for row in rows if row["role"] == "reflection"]
     assert rows
     for row in rows:

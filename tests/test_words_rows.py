@@ -20,7 +20,7 @@ from ditto_jax.prompt_lengths import Room
 from ditto_jax.prompts import Prompt
 from ditto_jax.refinement import asked_below, second_attempts, selected
 from ditto_jax.rollout import Sampling, draft_rollouts
-from ditto_jax.slots import SamplerShapes
+from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tasks.base import JudgeRequest, Ports, Source, Task
 from ditto_jax.tasks.openings import reopened
 from ditto_jax.types import (
