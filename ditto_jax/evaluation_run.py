@@ -27,6 +27,7 @@ from ditto_jax.progress import TrainProgress
 from ditto_jax.prompts import LoadedTask
 from ditto_jax.report import write_report
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
+from ditto_jax.run_owner import require_free, sole_owner
 from ditto_jax.setup import EvaluationParts, assemble, assemble_endpoint
 from ditto_jax.weights import Weights, on_base_of, on_base_of_adapters, trained_params, training_run
 
@@ -92,11 +93,12 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
     _check_folder(folder, config)
     subject = _endpoint(config) if config.policy.kind == "openai" else _local(config)
     parts, step = subject.parts, subject.step
-    with TrainProgress() as progress, asyncio.Runner() as runner:
+    with TrainProgress() as progress, asyncio.Runner() as runner, contextlib.ExitStack() as held:
         for label, why in parts.skipped.items():
             progress.note(f"{label} skipped: {why}")
         try:
             runner.run(parts.check())
+            held.enter_context(sole_owner(folder))
             run, _ = open_run(
                 folder,
                 config,
@@ -181,6 +183,7 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
             f"--run_name {config.run_name}-eval"
         )
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
+    require_free(folder)
 
 
 @contextlib.contextmanager

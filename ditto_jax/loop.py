@@ -46,6 +46,7 @@ from ditto_jax.refinement import asked_below, second_attempts
 from ditto_jax.report import write_report
 from ditto_jax.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
 from ditto_jax.run_dir import RunDirectory, check_run, open_run
+from ditto_jax.run_owner import require_free, sole_owner
 from ditto_jax.scoring import PassWeights, Scoring
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
 from ditto_jax.shuffled_words import with_shuffled_words
@@ -286,16 +287,23 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     """
     folder = Path(config.output_dir) / config.run_name
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
+    require_free(folder)
     require_trainable(config)
     stream, absent = training_stream(config)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)
     trainer = Trainer(config, parts, stream, objective)
-    with TrainProgress() as progress, _sigterm_as_flag() as preempted, asyncio.Runner() as runner:
+    with (
+        TrainProgress() as progress,
+        _sigterm_as_flag() as preempted,
+        asyncio.Runner() as runner,
+        contextlib.ExitStack() as held,
+    ):
         for label, why in (*absent.items(), *parts.skipped.items()):
             progress.note(f"{label} skipped: {why}")
         try:
             runner.run(parts.check())
+            held.enter_context(sole_owner(folder))
             run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
             with (
                 _status_on_failure(run, trainer),

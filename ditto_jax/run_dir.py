@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from ditto_jax import run_owner
 from ditto_jax.config_io import flatten, read_yaml, to_yaml
 from ditto_jax.errors import RunDirectoryError
 
@@ -176,7 +177,7 @@ def check_run(path: Path, config: Any, *, resume: str, overwrite: bool) -> bool:
         raise RunDirectoryError(f"{path} is a file, not a run directory; choose another --run_name or --output_dir")
     saved = path / "config.yaml"
     if not saved.exists():
-        if path.exists() and any(p.name != ".config.yaml.tmp" for p in path.iterdir()):
+        if path.exists() and any(p.name not in (".config.yaml.tmp", run_owner.FILE_NAME) for p in path.iterdir()):
             advice = "--overwrite will not delete it" if overwrite else "choose another --run_name or --output_dir"
             raise RunDirectoryError(f"{path} exists and is not a run directory (no config.yaml): {advice}")
         if resume == "must":
@@ -204,7 +205,7 @@ def open_run(
     holds_run = check_run(path, config, resume=resume, overwrite=overwrite)
     with _told(path):
         if saved.exists() and not holds_run:
-            shutil.rmtree(path)
+            _empty(path)
         path.mkdir(parents=True, exist_ok=True)
         if not holds_run:  # first of all: from here on this is a run directory, whatever interrupts what follows
             write_atomically(saved, to_yaml(config))
@@ -217,6 +218,14 @@ def open_run(
         if not (path / name).exists():
             write_atomically(path / name, text)
     return run, holds_run
+
+
+def _empty(path: Path) -> None:
+    """Deletes what is in a run directory, but for the lock that whoever deletes it holds."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == "config.yaml"):  # which says what this is
+        if entry.name == run_owner.FILE_NAME:
+            continue
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _same_config(saved: Path, config: Any) -> None:
