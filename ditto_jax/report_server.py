@@ -32,8 +32,9 @@ class ReportSite:
         readings = read_runs(runs)
         self._runs = [reading.run for reading in readings]
         self._page = render(readings, served=True).encode()
+        self._closing = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollout-index")
-        self._index = self._pool.submit(whole_index, self._runs)
+        self._index = self._pool.submit(whole_index, self._runs, lambda: not self._closing.is_set())
 
     def answer(self, path: str) -> tuple[str, bytes] | None:
         """Returns (content type, body) for a path, or None if nothing is there. Waits for the index where needed."""
@@ -52,7 +53,8 @@ class ReportSite:
         return ("application/json", json_answer(block_of(items_of(rows)))) if rows else None
 
     def close(self) -> None:
-        """Waits for the index; nothing of it is kept."""
+        """Stops the making of the index; nothing of it is kept."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -8,7 +8,7 @@ written: making them safe to show is the business of `page_assets.py` and the pa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ditto_jax.rollout_reading import evenly_spaced
@@ -192,12 +192,17 @@ def embedded_rollouts(runs: Sequence[RunDirectory], most: int = MOST_EMBEDDED) -
     return Embedded(index, blocks, words + (" ditto-jax report --serve shows all." if words else ""))
 
 
-def whole_index(runs: Sequence[RunDirectory]) -> RolloutIndex:
-    """Returns the index of all rollouts of the runs; their files are read one after another, and no text is kept."""
+def whole_index(runs: Sequence[RunDirectory], is_wanted: Callable[[], bool] = lambda: True) -> RolloutIndex:
+    """Returns the index of all rollouts of the runs; their files are read one after another, and no text is kept.
+
+    is_wanted: asked before each file; once it says no, the index ends there.
+    """
     index = RolloutIndex()
     for number, run in enumerate(runs):
         for source, steps in sources_of(run).items():
             for step in steps:
+                if not is_wanted():
+                    return index
                 index.add(number, source, step, items_of(rows_of(run, source, step)))
     return index
 

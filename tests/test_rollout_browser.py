@@ -125,3 +125,9 @@ def test_evaluated_items_are_scenes_that_come_again(tmp_path):
     assert [index["columns"]["before"][at] for at in again] == [0.0, 1.0]
     assert found.blocks[0, 0, 2]["items"]["0.0"][0]["reply"] == "at 2"
     assert whole_index([run]).as_dict()["rollouts"] == found.index.rollouts
+
+
+def test_index_that_is_no_longer_wanted_ends_between_two_files(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", 6))
+    answers = iter([True, True, False])
+    assert whole_index([run], lambda: next(answers)).as_dict()["columns"]["step"] == [1] * 3 + [2] * 3
