@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.kept_keys import KeptGroup, kept_row
-from ditto_jax.slot_shapes import CallShapes, SamplerShapes, reachable
+from ditto_jax.slot_shapes import SamplerShapes, reachable
 from ditto_jax.slot_state import Decoding, SlotState, no_prompts, row_shards
 from ditto_jax.slots import SampleRequest, Slot, SlotPlan, plan_slots
 from ditto_jax.types import FinishReason
-from ditto_jax.warm_up import visit
+from ditto_jax.warm_up import MakeSlots, visit
 from model.config import ModelConfig
 from model.generate import Drawn, Kept, PromptBatch
 from model.llama import Params, unstack
@@ -100,7 +100,7 @@ class Sampler:
             plan = plan_slots(requests, self.shapes, row_shards(self.mesh), known)
             self.prefix_tokens_reused += plan.tokens_shared
             self.kept_tokens_reused += plan.tokens_kept
-            state = self._slot_state(sampling, params, plan.shapes, self._kept and self._kept.keys)
+            state = self._slots(sampling, params)(plan.shapes, self._kept and self._kept.keys)
             self._kept = None
             call = _Call(self, plan, state, requests, stop_strings, keep_rows)
             yield from call.run()
@@ -122,10 +122,11 @@ class Sampler:
         """
         context = self.config.max_position_embeddings
         classes = reachable(self.shapes, members, min(longest or context, context), many_turns, row_shards(self.mesh))
-        visit(classes, lambda shapes, kept: self._slot_state(sampling, params, shapes, kept), many_turns)
+        visit(classes, self._slots(sampling, params), many_turns)
         return len(classes)
 
-    def _slot_state(self, sampling: SamplingParams, params: Params, shapes: CallShapes, kept: Kept | None) -> SlotState:
+    def _slots(self, sampling: SamplingParams, params: Params) -> MakeSlots:
+        """Returns what makes the slots of calls; all share one copy of the weights where decoding needs one."""
         decoding = Decoding(
             config=self.config,
             sampling=sampling,
@@ -135,7 +136,8 @@ class Sampler:
             kv_dtype=self.shapes.kv_dtype,
             unstacked=self.unstacks_layers,
         )
-        return SlotState(decoding, shapes, params, unstack(params, self.config) if decoding.unstacked else params, kept)
+        decode_params = unstack(params, self.config) if decoding.unstacked else params
+        return lambda shapes, kept: SlotState(decoding, shapes, params, decode_params, kept)
 
     def release(self) -> None:
         """Gives up the keys that were kept for the next call: before an update, which needs the memory and makes them

@@ -199,7 +199,8 @@ def carry_over(
 ) -> Kept:
     """Returns the keys that N prompts need of an earlier call: prefixes [L, N, K, P, D] and, where rows of that call
     are continued, the columns [L, N * R, K, H, D] of what they ran after the prefix; arrays as in `PromptBatch`.
-    """  # a program of its own, so that admission does not depend on the shapes of that call
+    """
+    # A program of its own, so that admission does not depend on the shapes of that call.
     valid = jnp.arange(prefix_width) < prefix_length[:, None]
 
     def fitted(axis, array):

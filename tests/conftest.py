@@ -59,6 +59,16 @@ def policy_folder(tmp_path_factory) -> Path:
     return train_policy(tmp_path_factory.mktemp("policy") / "tiny")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs of the file are quickly made instead of quick: for files that run each of theirs a few times."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _each_file_leaves_nothing():
     """Gives up a file's compiled programs: each holds memory mappings, and a process may have 65,530 of them on Linux.

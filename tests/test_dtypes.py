@@ -22,16 +22,12 @@ from model import llama
 from model.lora import LoraConfig, init_adapters
 from model.partition import row_sharding
 from tests.tiny_batch import ONE, batch_of, mesh_of, place
-from tests.tiny_policy import CONFIG, params, quick_compilation, some_ids
+from tests.tiny_policy import CONFIG, params, some_ids
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
 SMOOTH = OptimizerConfig(learning_rate=1e-2, eps=1e-3, beta2=0.98)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 def computing_in(dtype: str) -> UpdateConfig:

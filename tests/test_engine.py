@@ -41,18 +41,14 @@ from ditto_jax.types import (
 )
 from ditto_jax.views import views_of
 from model.sampling import SamplingParams
-from tests.tiny_policy import CONFIG, END, LetterChat, decode, make_sampler, params, quick_compilation
+from tests.tiny_policy import CONFIG, END, LetterChat, decode, make_sampler, params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PLAIN = SamplingParams()
 # One bucket of each kind: a conversation of three turns fits, and all tests share one compiled sampler.
 SHAPES = SamplerShapes(prefix=(8,), tail=(72,), max_new_tokens=12, max_rows=6, rows_per_prefix=(2,), chunk=4)
 EXAMPLE = Example(task="letters", id="1", payload={"question": "abc"}, gold="a")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,17 +19,12 @@ from tests.tiny_policy import (
     compiled_programs,
     make_sampler,
     params,
-    quick_compilation,
     request,
     sample_all,
     some_ids,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def drafts_and_refined() -> tuple[list[SampleRequest], list[SampleRequest]]:

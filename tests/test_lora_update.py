@@ -20,19 +20,15 @@ from ditto_jax.train_step import UpdateConfig, make_gradient, make_update
 from model.lora import LoraConfig, combine, init_adapters
 from model.partition import parameter_shardings, row_sharding
 from tests.tiny_batch import ONE, Sizes, batch_of, mesh_of, place
-from tests.tiny_policy import CONFIG, params, quick_compilation
+from tests.tiny_policy import CONFIG, params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # A vocabulary whose matrices have shapes of their own, so that they can be told from those of a layer.
 MODEL = dataclasses.replace(CONFIG, vocab_size=67)
 LORA = LoraConfig(rank=4, alpha=8.0)
 UPDATE = UpdateConfig(MODEL, OBJECTIVES["ditto"], lora=LORA)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2), total_updates=10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 @functools.cache

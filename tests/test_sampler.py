@@ -26,18 +26,13 @@ from tests.tiny_policy import (
     compiled_programs,
     make_sampler,
     params,
-    quick_compilation,
     quickly_compiled,
     request,
     sample_all,
     some_ids,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def ragged_requests() -> list[SampleRequest]:

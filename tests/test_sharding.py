@@ -32,21 +32,16 @@ from tests.tiny_policy import (
     compiled_programs,
     make_sampler,
     params,
-    quick_compilation,
     request,
     some_ids,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MESHES: list[Sizes] = [(1, 1, 2), (2, 2, 1), (2, 2, 2)]
 UPDATE = UpdateConfig(CONFIG, OBJECTIVES["ditto"])
 # Adam divides small gradients by their own size: with a larger eps rounding stays rounding.
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, eps=1e-3, max_grad_norm=0.5), total_updates=10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 def name(sizes: Sizes) -> str:

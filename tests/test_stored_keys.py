@@ -20,16 +20,12 @@ from model.logprobs import sequence_logprobs
 from model.sampling import SamplingParams
 from model.stored_keys import Codes, empty_keys, factors, store
 from tests.tiny_batch import mesh_of
-from tests.tiny_policy import CONFIG, SHAPES, make_sampler, params, quick_compilation, request, some_ids
+from tests.tiny_policy import CONFIG, SHAPES, make_sampler, params, request, some_ids
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PLAIN = SamplingParams()
 CODES = dataclasses.replace(SHAPES, kv_dtype="int8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 def some_keys(*shape: int, seed: int = 0) -> jax.Array:

@@ -19,19 +19,14 @@ from tests.tiny_policy import (
     compiled_programs,
     make_sampler,
     params,
-    quick_compilation,
     request,
     some_ids,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = SamplerShapes(prefix=(24,), tail=(1, 12), max_new_tokens=13, max_rows=8, rows_per_prefix=(1, 4), chunk=4)
 MEMBERS, LONGEST = 4, 36
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 class Steps:

@@ -39,16 +39,6 @@ quickly_compiled = functools.partial(
 )
 
 
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """The same for every program compiled in the block."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 END, USER, ASSISTANT, FIRST_LETTER = 0, 1, 2, 3
 NEVER = (CONFIG.vocab_size,)  # a stop token that cannot be drawn: every reply runs to its limit
 PLAIN = SamplingParams()

@@ -25,17 +25,13 @@ from model.errors import UnsupportedModel
 from model.logprobs import GroupedIds, grouped_logprobs
 from model.partition import make_mesh
 from tests.tiny_batch import mesh_of
-from tests.tiny_policy import CONFIG, params, quick_compilation
+from tests.tiny_policy import CONFIG, params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS, GROUPS, HEADS, KV_HEADS, WIDTH = 4, 2, 4, 2, 16
 LENGTH = 128
 HAS_GPU = jax.default_backend() == "gpu"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(params=["cudnn", "splash"])

@@ -21,7 +21,9 @@ from model import attention, llama
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.logprobs import GroupedIds, grouped_logprobs
 from model.sampling import SamplingParams
-from tests.tiny_policy import CONFIG, SHAPES, params, quick_compilation, request, some_ids
+from tests.tiny_policy import CONFIG, SHAPES, params, request, some_ids
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WINDOW = 4
 CONFIG_W = dataclasses.replace(
@@ -31,12 +33,6 @@ TOLERANCE = 1e-5
 # Two prompts of one group: (prefix length, suffix lengths). Suffixes of a prompt lie side by side in one lane.
 LAYOUT = ((9, (6, 3, 2)), (2, (5, 4, 4)))
 PREFIX_WIDTH, LANE_WIDTH, SUFFIX_WIDTH = 13, 14, 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:

@@ -38,13 +38,8 @@ from tests.parity.comparison import (
     reload,
     their_logits,
 )
-from tests.tiny_policy import quick_compilation
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 SIZES = ModelConfig(
