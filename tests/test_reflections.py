@@ -19,8 +19,9 @@ from ditto_jax.report import write_report
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.types import Outcome, Verdict, ViewRole
-from tests.tiny_policy import quick_compilation
 from tests.tiny_run import assert_same_run, contents, run_config, status, train_quietly
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 2
 ROLES = (ViewRole.DRAFT, ViewRole.REFLECTION, ViewRole.REFINED_FB, ViewRole.REFINED_PLAIN)
@@ -38,8 +39,7 @@ def _objectives():
     with pytest.MonkeyPatch.context() as patch:
         for objective in (SELF, SHOWN):
             patch.setitem(OBJECTIVES, objective.name, objective)
-        with quick_compilation():
-            yield
+        yield
 
 
 def config_of(policy, folder, name: str = SELF.name, **changes: Any) -> RunConfig:

@@ -29,19 +29,15 @@ from ditto_jax.views import View
 from model.llama import apply
 from model.partition import parameter_shardings, row_sharding
 from tests.tiny_batch import ONE, Sizes, mesh_of
-from tests.tiny_policy import CONFIG, params, quick_compilation, some_ids
+from tests.tiny_policy import CONFIG, params, some_ids
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TEMPERATURE, PROMPTS, K, VOCABULARY = 0.8, 4, 4, CONFIG.vocab_size
 _JOINT = (ViewRole.DRAFT, ViewRole.REFINED_PLAIN)
 _LENGTHS: Any = {"lanes": 2, "prefix": (8, 16), "suffix": (24, 48)}
 SHAPES = batch_shapes(PROMPTS, 4, 2, **_LENGTHS)
 DIVISIBLE = batch_shapes(PROMPTS, 4, 4, **_LENGTHS)  # micro-batches that four devices can share
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 def objective(kl: Kl | None = None, **changes: Any) -> Objective:

@@ -42,7 +42,9 @@ from ditto_jax.types import (
 )
 from ditto_jax.views import View, views_of
 from model.sampling import SamplingParams
-from tests.tiny_policy import FIRST_LETTER, LETTERS, LetterChat, decode, make_sampler, params, quick_compilation
+from tests.tiny_policy import FIRST_LETTER, LETTERS, LetterChat, decode, make_sampler, params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPES = SamplerShapes(prefix=(64,), tail=(176,), max_new_tokens=4, max_rows=8, rows_per_prefix=(2,), chunk=4)
 TRAIN = TrainConfig(prefix=(256,), suffix=(256,))
@@ -50,12 +52,6 @@ EXAMPLE = Example(task="duet", id="1", payload={}, gold="")
 ANYTIME = GateConfig()
 ALL = tuple(ViewRole)
 JOINT = (ViewRole.DRAFT, ViewRole.REFINED_PLAIN)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    with quick_compilation():
-        yield
 
 
 class AnyText(LetterChat):

@@ -18,7 +18,9 @@ from ditto_jax.serving.local import LocalBackend
 from model import llama
 from model.partition import make_mesh
 from tests.serving.scripted import listening
-from tests.tiny_policy import compiled_programs, quick_compilation
+from tests.tiny_policy import compiled_programs
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 STORIES = [
@@ -51,8 +53,7 @@ def policy(mesh):
 @pytest.fixture(scope="module")
 def backend(policy, mesh):
     config = EngineConfig(max_model_len=64, max_completion_tokens=32, max_rows=4, chunk=4)
-    with quick_compilation():
-        yield LocalBackend(policy, config, "tiny-tom", mesh)
+    return LocalBackend(policy, config, "tiny-tom", mesh)
 
 
 @pytest.fixture(scope="module")

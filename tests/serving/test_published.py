@@ -23,7 +23,8 @@ from model.hf_io import save_params
 from model.partition import make_mesh
 from tests.serving.scripted import client_of
 from tests.small_tokenizers import SPECIALS, save_huggingface
-from tests.tiny_policy import quick_compilation
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -76,7 +77,7 @@ def test_a_published_simulator_gets_its_prompt_and_answers_as_the_assistant(serv
         async with client_of(backend) as client:
             return await client.post("/v1/chat/completions", json=body)
 
-    with asyncio.Runner() as runner, quick_compilation():
+    with asyncio.Runner() as runner:
         response = runner.run(run())
     assert response.status_code == 200, response.text
     choice, usage = response.json()["choices"][0], response.json()["usage"]
