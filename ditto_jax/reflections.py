@@ -63,7 +63,10 @@ async def reflect(sampling: Sampling, prompts: Sequence[Prompt], drafts: Sequenc
 
 
 def _lack(sampling: Sampling, attempt: Attempt) -> str:
-    length = len(sampling.engine.chat_format.open(attempt.question or ()))
+    chat_format = sampling.engine.chat_format
+    if sampling.room is None or chat_format is None:
+        return ""
+    length = len(chat_format.open(attempt.question or ()))
     # Rows that share too little stand alone, in the sampler and in the update: the whole prompt may be a prefix.
     lack = sampling.room.lack(length, length - 1)
     return f"the question has {length} tokens: {lack}" if lack else ""

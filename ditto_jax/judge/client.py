@@ -23,11 +23,11 @@ from ditto_jax.judge.completion import Completion, request_body
 from ditto_jax.judge.config import EndpointConfig
 from ditto_jax.judge.connection import Connection, Sent
 from ditto_jax.judge.endpoint import Endpoint
-from ditto_jax.judge.fence import printable
 from ditto_jax.judge.hedge import Latencies, first_reply
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.meter import cost_of
-from ditto_jax.judge.replies import ReplyT, Unparsable, parse_reply
+from ditto_jax.judge.reading import as_it_stands, parse_completion, text_of
+from ditto_jax.judge.replies import ReplyT
 from ditto_jax.judge.retry import (
     AttemptFailed,
     BudgetFailure,
@@ -39,7 +39,6 @@ from ditto_jax.judge.retry import (
     UnparsableFailure,
     retry_loop,
 )
-from ditto_jax.tasks.answers import visible_text
 from ditto_jax.types import Message, Outcome
 
 ResultT = TypeVar("ResultT")
@@ -148,7 +147,7 @@ class ChatClient:
 
         fields: added to the request, such as "seed".
         """
-        return await self._call(request_body(self._config, messages, None) | dict(fields), _as_it_stands)
+        return await self._call(request_body(self._config, messages, None) | dict(fields), as_it_stands)
 
     async def relay(self, body: Mapping[str, Any]) -> CallResult[Completion]:
         """Returns the completion of a request whose body stands, whatever it says."""
@@ -175,7 +174,11 @@ class ChatClient:
         await self._connection.aclose()
 
     async def _call(
-        self, body: dict[str, Any], parse: Callable[[Completion], Any], name: CallName | None, is_probe: bool = False
+        self,
+        body: dict[str, Any],
+        parse: Callable[[Completion], Any],
+        name: CallName | None = None,
+        is_probe: bool = False,
     ) -> CallResult[Any]:
         key = None if name is None or self._shared.cache is None else cache_key(self._endpoint.url, body, name)
         kept = None if key is None else self._kept(key, parse)
@@ -371,36 +374,6 @@ class ChatClient:
         self.totals.tokens_in += tokens_in
         self.totals.tokens_out += tokens_out
         self.totals.latency_s += latency_s
-
-
-def text_of(completion: Completion) -> str:
-    """Returns the visible text of a completion; raises RefusedFailure or UnparsableFailure if it holds none."""
-    if completion.refusal:
-        raise RefusedFailure(completion.refusal)
-    text = visible_text(printable(completion.text))
-    if not text:
-        raise UnparsableFailure("the reply holds no visible text")
-    return text
-
-
-def _as_it_stands(completion: Completion) -> Completion:
-    if completion.refusal:
-        raise RefusedFailure(completion.refusal)
-    return completion
-
-
-def parse_completion(completion: Completion, reply_model: type[ReplyT], where: str = "judge") -> ReplyT:
-    """Returns the reply that a completion holds; raises RefusedFailure or UnparsableFailure if it holds none."""
-    if completion.refusal:
-        raise RefusedFailure(completion.refusal)
-    if completion.is_cut_off and "</think>" in completion.text:
-        # The end of thoughts may be a quotation from the policy's text, and what follows it as well.
-        raise UnparsableFailure(f"the reply was cut off among its thoughts: raise {where}.max_tokens")
-    try:
-        return parse_reply(completion.text, reply_model)
-    except Unparsable as error:
-        cut = f" (cut off by the token limit: raise {where}.max_tokens)" if completion.is_cut_off else ""
-        raise UnparsableFailure(f"{error}{cut}") from None
 
 
 def _outcome_of(failure: AttemptFailed) -> Outcome:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ditto_jax.judge.client import parse_completion, text_of
 from ditto_jax.judge.completion import Completion, read_completion, response_failure
+from ditto_jax.judge.reading import parse_completion, text_of
 from ditto_jax.judge.replies import Unparsable, parse_reply
 from ditto_jax.judge.retry import AttemptFailed, RefusedFailure, UnparsableFailure, retry_after_s
 from tests.judge.server import completion

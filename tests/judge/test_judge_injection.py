@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from ditto_jax.judge.client import parse_completion
 from ditto_jax.judge.completion import Completion, request_body
 from ditto_jax.judge.fence import fence
+from ditto_jax.judge.reading import parse_completion
 from ditto_jax.judge.replies import Unparsable, parse_reply
 from ditto_jax.judge.retry import UnparsableFailure
 from ditto_jax.tasks.base import FeedbackReply
