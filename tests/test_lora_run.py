@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from flax.traverse_util import flatten_dict
 
 from ditto_jax import loop
 from ditto_jax.config import RunConfig
-from ditto_jax.errors import ConfigError
+from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.evaluation_run import run_evaluation
+from ditto_jax.export import ExportConfig, export_run
 from ditto_jax.policy import load_policy
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.setup import assemble
 from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.weights import Weights, trained_params
+from ditto_jax.weights import Weights, on_base_of_adapters, trained_params
 from launch.sample import SampleConfig, sample
 from model.lora import LoraConfig, adapter_shapes
 from model.partition import make_mesh
@@ -105,6 +107,26 @@ def test_evaluation_of_the_run_measures_its_newest_adapters(run, policy_folder, 
     assert record == last
     (first,) = [record for record in read_evaluations(run) if record["step"] == 0]
     assert {**first, "step": STEPS} != last
+
+
+def test_exported_adapters_are_measured_by_the_name_of_their_folder(run, policy_folder, tmp_path):
+    folder, _ = export_run(ExportConfig(str(run.path), str(tmp_path / "adapter")))
+    config = run_config(policy_folder, tmp_path, model_name_or_path=str(folder), run_name="measured", tasks=())
+    with contextlib.redirect_stdout(io.StringIO()):
+        measured = RunDirectory(run_evaluation(config, []))
+    (record,) = read_evaluations(measured)
+    (last,) = [record for record in read_evaluations(run) if record["step"] == STEPS]
+    assert {**record, "step": STEPS} == last
+    policy = json.loads((measured.path / "evaluation.json").read_text())["policy"]
+    assert (policy["base"], policy["adapters"]) == (str(policy_folder), str(folder))
+
+
+def test_adapters_that_name_no_base_say_what_to_set(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    config = run_config(tmp_path, tmp_path)
+    with pytest.raises(MissingInputError, match=r"names no base model; set model_name_or_path to the base"):
+        on_base_of_adapters(config)
+    assert on_base_of_adapters(run_config(tmp_path / "elsewhere", tmp_path)).adapter_name_or_path == ""
 
 
 def test_the_sample_command_reads_the_runs_adapters(run, monkeypatch):
