@@ -16,6 +16,7 @@ import numpy as np
 
 from ditto_jax.engine import Abandoned, Attempt, Played
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
+from ditto_jax.judge.cache import CallName
 from ditto_jax.judge.client import ChatClient
 from ditto_jax.judge.config import PolicyConfig
 from ditto_jax.judge.endpoint import resolve_endpoint
@@ -32,12 +33,12 @@ ResultT = TypeVar("ResultT")
 class _Port:
     """The policy in one role of one episode."""
 
-    def __init__(self, client: ChatClient, fields: dict[str, Any], attempt: Attempt, role: str, send_seed: bool):
+    def __init__(self, client: ChatClient, config: PolicyConfig, fields: dict[str, Any], attempt: Attempt, role: str):
         self._client = client
+        self._config = config
         self._fields = fields
         self._attempt = attempt
         self._role = role
-        self._send_seed = send_seed
         self._turn = 0
         self._tokens = 0
         self._finish = FinishReason.STOP
@@ -46,13 +47,17 @@ class _Port:
         """Returns the endpoint's next message. Raises EpisodeFailure with the call's outcome if there is none."""
         sample = self._attempt.sample
         identity = (sample.step, sample.prompt_id, sample.sample_index, sample.role, self._role, self._turn)
-        seed = {"seed": derive(sample.seed, *identity) % 2**31} if self._send_seed else {}
+        seed = {"seed": derive(sample.seed, *identity) % 2**31} if self._config.send_seed else {}
+        task = self._attempt.task
+        name = CallName(sample, f"{task.name}-{task.version}/policy {self._role} {self._turn}")
         self._turn += 1
-        result = await self._client.sample(chat, {**self._fields, **seed})
+        result = await self._client.sample(chat, {**self._fields, **seed}, name)
         if result.outcome is not Outcome.OK or result.parsed is None:
             raise EpisodeFailure(f"policy: {result.outcome}: {result.detail}", result.outcome)
         self._tokens += result.tokens_out
-        self._finish = FinishReason.LENGTH if result.parsed.is_cut_off else FinishReason.STOP
+        # A kept reply does not say why it ended; as many tokens as were allowed say it as well.
+        is_cut_off = result.parsed.is_cut_off or result.tokens_out >= self._config.max_tokens * result.attempts
+        self._finish = FinishReason.LENGTH if is_cut_off else FinishReason.STOP
         return Reply(result.parsed.text.strip(), self._finish)
 
     def transcript(self) -> Transcript:
@@ -152,7 +157,7 @@ class ApiEngine:
 
     async def _play_one(self, attempt: Attempt, fields: dict[str, Any]) -> Played | Abandoned:
         def policy(role: str) -> _Port:
-            return _Port(self._client, fields, attempt, role, self.config.send_seed)
+            return _Port(self._client, self.config, fields, attempt, role)
 
         ports = _Ports(policy, self._partners, attempt)
         try:

@@ -142,12 +142,14 @@ class ChatClient:
         """Returns the next message of a chat as plain text, or the outcome that stands in its place."""
         return await self._call(request_body(self._config, messages, None), text_of, name)
 
-    async def sample(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> CallResult[Completion]:
+    async def sample(
+        self, messages: Sequence[Message], fields: Mapping[str, Any], name: CallName | None = None
+    ) -> CallResult[Completion]:
         """Returns the next message of a chat as it stands, thoughts and emptiness included: a policy's own words.
 
         fields: added to the request, such as "seed".
         """
-        return await self._call(request_body(self._config, messages, None) | dict(fields), as_it_stands)
+        return await self._call(request_body(self._config, messages, None) | dict(fields), as_it_stands, name)
 
     async def relay(self, body: Mapping[str, Any]) -> CallResult[Completion]:
         """Returns the completion of a request whose body stands, whatever it says."""
