@@ -478,7 +478,8 @@ def test_refined_rollouts_that_speak_of_the_guidance_are_rejected_unjudged_maske
     counts = outcome_counts([*drafts, *refined])
     assert counts["feedback/self_reference_count"] == counts["judge/score_rejected_count"] == 4
     assert counts["episodes/abandoned_count"] == 0
-    rewards = [view.reward for view in views_of([*drafts, *refined], list(ViewRole)) if view.role != ViewRole.DRAFT]
+    views = views_of([*drafts, *refined], (ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB))
+    rewards = [view.reward for view in views]
     assert rewards == [None] * 8  # neither under x nor under (x, h)
 
 

@@ -14,6 +14,7 @@ from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig, SourceConfig,
 from ditto_jax.config_io import load_config
 from ditto_jax.evaluate import read_evaluations
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, RoleConfig
+from ditto_jax.objective import PgClip, make_objective
 from ditto_jax.run_dir import RunDirectory
 from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tasks.released import SOUL
@@ -78,7 +79,14 @@ def mixture(policy_folder, tmp_path_factory) -> tuple[RunDirectory, list[Receive
 
 
 def settings(url: str, rows: Path) -> dict[str, Any]:
-    endpoint = {"kind": "openai", "base_url": url, "max_retries": 0, "unparsable_retries": 0, "max_concurrent": 1}
+    endpoint = {
+        "kind": "openai",
+        "base_url": url,
+        "max_retries": 0,
+        "unparsable_retries": 0,
+        "max_concurrent": 1,
+        "cache": "off",
+    }
 
     def tasks(source: SourceConfig, ending: str = "") -> tuple[TaskConfig, ...]:
         judges = {"userllm": {"model": "other-judge"}}
@@ -195,18 +203,17 @@ def test_the_preset_has_the_ten_tasks_and_the_papers_hyper_parameters():
     assert [task.name for task in config.evaluation.tasks] == list(SOUL)
     assert {(task.weight, task.source.limit, task.source.kind) for task in config.tasks} == {(1.0, 1024, "parquet")}
     assert {task.source.limit for task in config.evaluation.tasks} == {100} and config.evaluation.temperature == 1.0
-    rollout, optimizer, lora, method = config.rollout, config.optimizer, config.lora, config.objective
+    rollout, optimizer, lora = config.rollout, config.optimizer, config.lora
     assert (rollout.prompts_per_step, rollout.num_generations, rollout.temperature) == (64, 8, 1.0)
     assert (config.sampler.prefix[-2], rollout.max_completion_length) == (8192, 8192)
     assert (lora.rank, lora.alpha) == (32, 64.0)
     assert (optimizer.learning_rate, optimizer.schedule, optimizer.weight_decay) == (5e-6, "constant", 0.01)
     assert (optimizer.beta1, optimizer.beta2, optimizer.max_grad_norm, optimizer.warmup_steps) == (0.9, 0.999, 1.0, 0)
-    assert (method.name, method.epsilon, method.epsilon_high, method.dual_clip) == (
-        "ditto",
-        0.2,
-        0.28,
-        10.0,
-    )
+    objective = make_objective(config.objective)
+    assert objective.name == "ditto"
+    losses = [term.loss for term in objective.terms if isinstance(term.loss, PgClip)]
+    clips = {(loss.epsilon, loss.epsilon_high, loss.dual_clip) for loss in losses}
+    assert clips == {(0.2, 0.28, 10.0)}
     assert (config.train.max_steps, config.train.updates_per_step, config.save_steps) == (120, 4, 50)
     assert {t.name: t.judge for t in config.evaluation.tasks} == {t.name: t.judge for t in config.tasks}
     sources = {(t.source.kind, t.source.split, t.source.overlong) for t in config.evaluation.tasks}

@@ -129,11 +129,14 @@ def test_a_server_that_is_told_to_stop_finishes_what_is_in_flight_and_needs_no_j
             assert process.stdout is not None
             url = process.stdout.readline().split(" at ")[1].strip()
             reply = threads.submit(httpx2.post, f"{url}/chat/completions", json=HELLO, timeout=60)
-            assert asked.wait(30)
-            process.terminate()
-            told.set()
-            assert reply.result().json()["choices"][0]["message"]["content"] == "I want my money back."
-            assert process.wait(300) == 0
+            try:
+                assert asked.wait(60)
+                process.terminate()
+                told.set()
+                assert reply.result().json()["choices"][0]["message"]["content"] == "I want my money back."
+                assert process.wait(300) == 0
+            finally:
+                process.kill()
 
 
 def test_talking_to_an_endpoint_needs_no_jax():
