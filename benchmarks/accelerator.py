@@ -10,7 +10,7 @@ accelerator.json.
     python -m benchmarks.accelerator --model tiny --rows 8 --prefix 128 --ring 64 --prompts 2 --copy 1000000   # a trial
 
 For a resumed run that equals the straight one bit for bit on a GPU:
-XLA_FLAGS=--xla_gpu_deterministic_ops=true JAX_PLATFORMS=cuda python -m pytest tests/test_resume.py
+XLA_FLAGS=--xla_gpu_deterministic_ops=true JAX_PLATFORMS=cuda python -m pytest tests/runs/test_resume.py
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from benchmarks.workloads import export
 from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
 from ditto_jax.loop import Trainer
 from ditto_jax.memory_plan import CHIPS
-from ditto_jax.metrics import Stopwatch
 from ditto_jax.objective import ObjectiveConfig
-from ditto_jax.prompts import LoadedTask, PromptStream
+from ditto_jax.rollouts.prompts import LoadedTask, PromptStream
+from ditto_jax.runs.metrics import Stopwatch
+from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.setup import assemble
-from ditto_jax.slot_shapes import SamplerShapes
 from ditto_jax.tasks.base import Source
 from launch.environment import set_defaults
 from model.config import ModelConfig

@@ -21,9 +21,9 @@ import numpy as np
 from benchmarks.figures import machine, spread, text_of, versions, write_results
 from benchmarks.paired import timed
 from benchmarks.workloads import SIZES, parameters, random_prompts
-from ditto_jax.sampler import Sampler
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.slots import SampleRequest
+from ditto_jax.sampling.sampler import Sampler
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.sampling.slots import SampleRequest
 from launch.environment import set_defaults
 from model.llama import init
 from model.sampling import SamplingParams

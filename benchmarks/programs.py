@@ -19,11 +19,11 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from benchmarks.collectives import Sizes
-from ditto_jax.batch import TrainBatch
 from ditto_jax.objective import OBJECTIVES
-from ditto_jax.score_step import make_score
-from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, state_shardings
-from ditto_jax.train_step import UpdateConfig, make_update
+from ditto_jax.update.batch import TrainBatch
+from ditto_jax.update.score_step import make_score
+from ditto_jax.update.state import OptimizerConfig, TrainState, make_optimizer, state_shardings
+from ditto_jax.update.train_step import UpdateConfig, make_update
 from model.config import ModelConfig
 from model.generate import PromptBatch, admit, decode_chunk, empty_state
 from model.hf_layout import param_shapes

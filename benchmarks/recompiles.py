@@ -26,22 +26,22 @@ import numpy as np
 
 from benchmarks.figures import machine, versions, write_results
 from benchmarks.workloads import SIZES
-from ditto_jax.advantages import RowTable, assign
-from ditto_jax.batch import by_prompt, pack
 from ditto_jax.config import RunConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.loop import Trainer
-from ditto_jax.metrics import Stopwatch
 from ditto_jax.objective import OBJECTIVES
-from ditto_jax.packing import batch_shapes
-from ditto_jax.sampler import Sampler
+from ditto_jax.rollouts.views import View
+from ditto_jax.runs.metrics import Stopwatch
+from ditto_jax.sampling.sampler import Sampler
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.sampling.slots import SampleRequest
 from ditto_jax.setup import assemble, training_stream
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.slots import SampleRequest
-from ditto_jax.state import OptimizerConfig, make_optimizer, make_state
-from ditto_jax.train_step import UpdateConfig, make_update
 from ditto_jax.types import ViewRole
-from ditto_jax.views import View
+from ditto_jax.update.advantages import RowTable, assign
+from ditto_jax.update.batch import by_prompt, pack
+from ditto_jax.update.packing import batch_shapes
+from ditto_jax.update.state import OptimizerConfig, make_optimizer, make_state
+from ditto_jax.update.train_step import UpdateConfig, make_update
 from launch.environment import set_defaults
 from model.llama import init
 from model.partition import make_mesh, row_sharding

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import machine, versions, write_results
-from ditto_jax.report import write_report
-from ditto_jax.report_server import running_report
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.report.page import write_report
+from ditto_jax.report.server import running_report
+from ditto_jax.runs.run_dir import RunDirectory
 
 _PROMPTS = 32
 _SAMPLES = 4

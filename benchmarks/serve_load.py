@@ -83,8 +83,8 @@ def bare(folder: Path, load: Load) -> tuple[list[str], float]:
     """Returns the texts of the distinct requests as the sampler draws them by itself, and its tokens a second."""
     from ditto_jax.keys import derive
     from ditto_jax.policy import load_policy
-    from ditto_jax.slot_shapes import SamplerShapes
-    from ditto_jax.slots import SampleRequest
+    from ditto_jax.sampling.slot_shapes import SamplerShapes
+    from ditto_jax.sampling.slots import SampleRequest
     from model.partition import make_mesh
     from model.sampling import SamplingParams
 

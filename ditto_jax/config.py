@@ -14,9 +14,9 @@ from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, PolicyConfig, RoleConfig, ShadowConfig
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.state import OptimizerConfig
+from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.strict import build
+from ditto_jax.update.state import OptimizerConfig
 from model.lora import LoraConfig
 from model.remat import Remat
 

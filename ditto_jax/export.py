@@ -21,7 +21,7 @@ from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError, RunDirectoryError
 from ditto_jax.export_card import CARD, GENERATION, Exported, card, generation_config
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from model.errors import WeightsError
 from model.families import FAMILIES

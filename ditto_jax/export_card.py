@@ -14,10 +14,10 @@ from typing import Any
 import jinja2
 
 from ditto_jax.config import RunConfig, TaskConfig
-from ditto_jax.evaluate import read_evaluations
-from ditto_jax.evaluation_table import as_markdown, table_rows
+from ditto_jax.evaluation.evaluate import read_evaluations
+from ditto_jax.evaluation.table import as_markdown, table_rows
 from ditto_jax.policy import Policy
-from ditto_jax.run_dir import RunDirectory, environment
+from ditto_jax.runs.run_dir import RunDirectory, environment
 
 CARD, GENERATION = "README.md", "generation_config.json"
 

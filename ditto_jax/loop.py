@@ -21,39 +21,39 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditto_jax.advantages import AdvantageResult, RowTable, assign
-from ditto_jax.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
-from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
-from ditto_jax.contexts import Contexts
 from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError, Preempted
-from ditto_jax.evaluate import read_evaluations
-from ditto_jax.evaluation_run import evaluate_tasks
+from ditto_jax.evaluation.evaluate import read_evaluations
+from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.keys import derive
-from ditto_jax.loss import finish_metrics
-from ditto_jax.metrics import Stopwatch, rollout_metrics, sampled_tokens
 from ditto_jax.objective import Objective, make_objective
-from ditto_jax.packing import BatchShapes, batch_shapes
-from ditto_jax.passes import columns_of, needs_average, needs_initial
-from ditto_jax.profile import profiled
-from ditto_jax.progress import TrainProgress
-from ditto_jax.prompt_lengths import room_of
-from ditto_jax.prompts import PromptStream
-from ditto_jax.records import rollout_rows
-from ditto_jax.refinement import asked_below, second_attempts
-from ditto_jax.report import write_report
-from ditto_jax.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
-from ditto_jax.run_dir import RunDirectory, check_run, open_run
-from ditto_jax.run_owner import require_free, sole_owner
-from ditto_jax.scoring import PassWeights, Scoring
+from ditto_jax.report.page import write_report
+from ditto_jax.rollouts.contexts import Contexts
+from ditto_jax.rollouts.prompt_lengths import room_of
+from ditto_jax.rollouts.prompts import PromptStream
+from ditto_jax.rollouts.records import rollout_rows
+from ditto_jax.rollouts.refinement import asked_below, second_attempts
+from ditto_jax.rollouts.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
+from ditto_jax.rollouts.shuffled_words import with_shuffled_words
+from ditto_jax.rollouts.views import View, views_of
+from ditto_jax.runs.checkpoint import Checkpoints
+from ditto_jax.runs.metrics import Stopwatch, rollout_metrics, sampled_tokens
+from ditto_jax.runs.profile import profiled
+from ditto_jax.runs.progress import TrainProgress
+from ditto_jax.runs.run_dir import RunDirectory, check_run, open_run
+from ditto_jax.runs.run_owner import require_free, sole_owner
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
-from ditto_jax.shuffled_words import with_shuffled_words
-from ditto_jax.state import TrainState, advance_average, make_optimizer, make_state
-from ditto_jax.train_step import UpdateConfig, finish_gap, make_update
 from ditto_jax.types import Rollout, ViewRole
-from ditto_jax.views import View, views_of
+from ditto_jax.update.advantages import AdvantageResult, RowTable, assign
+from ditto_jax.update.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
+from ditto_jax.update.loss import finish_metrics
+from ditto_jax.update.packing import BatchShapes, batch_shapes
+from ditto_jax.update.passes import columns_of, needs_average, needs_initial
+from ditto_jax.update.scoring import PassWeights, Scoring
+from ditto_jax.update.state import TrainState, advance_average, make_optimizer, make_state
+from ditto_jax.update.train_step import UpdateConfig, finish_gap, make_update
 from ditto_jax.weights import Weights, require_trainable
 from model.config import ModelConfig
 from model.partition import row_sharding

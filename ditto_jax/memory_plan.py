@@ -22,9 +22,9 @@ from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.objective import make_objective
 from ditto_jax.policy import find_policy
-from ditto_jax.slot_shapes import CallShapes, call_shapes, rows_per_slot
-from ditto_jax.state import TrainState, make_optimizer, state_shardings
+from ditto_jax.sampling.slot_shapes import CallShapes, call_shapes, rows_per_slot
 from ditto_jax.tasks.registry import task_type
+from ditto_jax.update.state import TrainState, make_optimizer, state_shardings
 from model.config import ModelConfig
 from model.generate import empty_state
 from model.hf_io import load_config

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from ditto_jax.chat import ChatFormat, make_chat_format
 from ditto_jax.errors import ConfigError, MissingInputError, ModelError
-from ditto_jax.sampler import Sampler
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.tokenizer import Tokenizer, load_tokenizer
+from ditto_jax.sampling.sampler import Sampler
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.text.chat import ChatFormat, make_chat_format
+from ditto_jax.text.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.errors import UnsupportedModel, WeightsError
 from model.hf_io import load_config, load_params

@@ -13,11 +13,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ditto_jax.api_engine import ApiEngine
 from ditto_jax.config import MeshConfig, RunConfig, TaskConfig
-from ditto_jax.engine import Engine
 from ditto_jax.errors import ConfigError, MissingInputError
-from ditto_jax.evaluate import Judges
+from ditto_jax.evaluation.evaluate import Judges
 from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import JudgeConfig, ShadowConfig
@@ -25,11 +23,13 @@ from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.shadow import SecondOpinions, Shadow
-from ditto_jax.partners import Partners, RoleBook
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.prompt_lengths import Room, require_room, room_of, with_room
-from ditto_jax.prompts import LoadedTask, PromptStream, load_task
-from ditto_jax.rollout import Player
+from ditto_jax.rollouts.api_engine import ApiEngine
+from ditto_jax.rollouts.engine import Engine
+from ditto_jax.rollouts.partners import Partners, RoleBook
+from ditto_jax.rollouts.prompt_lengths import Room, require_room, room_of, with_room
+from ditto_jax.rollouts.prompts import LoadedTask, PromptStream, load_task
+from ditto_jax.rollouts.rollout import Player
 from ditto_jax.tasks.splits import require_disjoint
 from model.partition import make_mesh
 

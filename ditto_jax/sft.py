@@ -20,19 +20,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ditto_jax.batch import TrainBatch, by_prompt, pack
-from ditto_jax.chat import ChatFormat
 from ditto_jax.config import TaskConfig
 from ditto_jax.errors import ConfigError
-from ditto_jax.feedback import content_free_feedback
 from ditto_jax.keys import derive
-from ditto_jax.packing import batch_shapes
-from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer, make_state
+from ditto_jax.rollouts.feedback import content_free_feedback
+from ditto_jax.rollouts.views import View
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.tasks.registry import get_task
-from ditto_jax.tokenizer import Tokenizer
+from ditto_jax.text.chat import ChatFormat
+from ditto_jax.text.tokenizer import Tokenizer
 from ditto_jax.types import Conversation, Example, Message, ViewRole
-from ditto_jax.views import View
+from ditto_jax.update.batch import TrainBatch, by_prompt, pack
+from ditto_jax.update.packing import batch_shapes
+from ditto_jax.update.state import OptimizerConfig, TrainState, make_optimizer, make_state
 from model.config import ModelConfig
 from model.logprobs import grouped_and_prefix_logprobs
 from model.partition import row_sharding

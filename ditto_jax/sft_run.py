@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import jinja2
 
-from ditto_jax.chat import make_chat_format
 from ditto_jax.config import MeshConfig, TaskConfig
 from ditto_jax.config_io import to_yaml
 from ditto_jax.errors import ConfigError, RunDirectoryError
-from ditto_jax.progress import TrainProgress
-from ditto_jax.run_dir import environment
+from ditto_jax.runs.progress import TrainProgress
+from ditto_jax.runs.run_dir import environment
 from ditto_jax.setup import mesh_of
 from ditto_jax.sft import LengthBuckets, StageConfig, train_stage
-from ditto_jax.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
-from ditto_jax.tokenizer_training import TokenizerConfig, train_tokenizer
+from ditto_jax.text.chat import make_chat_format
+from ditto_jax.text.tokenizer import SENTENCEPIECE_FILE, load_tokenizer
+from ditto_jax.text.tokenizer_training import TokenizerConfig, train_tokenizer
 from model.config import ModelConfig
 from model.errors import WeightsError
 from model.hf_io import save_params

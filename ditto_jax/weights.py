@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ditto_jax.checkpoint import Checkpoints
 from ditto_jax.config import RunConfig
 from ditto_jax.config_io import read_yaml
 from ditto_jax.errors import ConfigError, MissingInputError, ModelError
 from ditto_jax.keys import derive
 from ditto_jax.policy import Policy, load_policy
-from ditto_jax.run_dir import RunDirectory
-from ditto_jax.state import whole_params
+from ditto_jax.runs.checkpoint import Checkpoints
+from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.strict import build
+from ditto_jax.update.state import whole_params
 from model.errors import WeightsError
 from model.lora import LoraConfig, combine, init_adapters, merge
 from model.partition import make_mesh, parameter_shardings

@@ -1,7 +1,7 @@
 """`ditto-jax compare RUN RUN ...`: evaluated runs side by side, paired by item.
 
 In: the words after the verb. Out: an exit code, a table on the terminal, and files where asked for. How runs are
-compared is `ditto_jax.paired_comparison`.
+compared is `ditto_jax.evaluation.paired_comparison`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main(args: list[str], command: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from ditto_jax import paired_comparison as paired
     from ditto_jax.errors import ConfigError, GateFailed
-    from ditto_jax.run_dir import write_atomically
+    from ditto_jax.evaluation import paired_comparison as paired
+    from ditto_jax.runs.run_dir import write_atomically
 
     flags = tyro.cli(_CompareFlags, args=args, prog="ditto-jax compare", use_underscores=True)
     if len(set(flags.runs)) != len(flags.runs):

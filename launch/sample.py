@@ -19,7 +19,7 @@ from launch import environment
 
 if TYPE_CHECKING:
     from ditto_jax.policy import Policy
-    from ditto_jax.sampler import Sampled
+    from ditto_jax.sampling.sampler import Sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,8 @@ def sample(config: SampleConfig) -> list[str]:
 
 
 def _load(config: SampleConfig) -> Policy:
-    from ditto_jax.chat import PlainChat
     from ditto_jax.errors import ConfigError
+    from ditto_jax.text.chat import PlainChat
     from ditto_jax.weights import policy_for_sampling
 
     policy, _ = policy_for_sampling(config.model_name_or_path, config.dtype, fsdp=config.fsdp, tensor=config.tensor)
@@ -100,8 +100,8 @@ def _draw(policy: Policy, config: SampleConfig) -> tuple[list[int], list[Sampled
     """Returns the prompt's ids, and the samples in order."""
     from ditto_jax.errors import ConfigError
     from ditto_jax.keys import SampleId
-    from ditto_jax.slot_shapes import SamplerShapes
-    from ditto_jax.slots import SampleRequest
+    from ditto_jax.sampling.slot_shapes import SamplerShapes
+    from ditto_jax.sampling.slots import SampleRequest
     from ditto_jax.types import Message
     from model.sampling import SamplingParams
 
@@ -150,7 +150,7 @@ def _prompt(config: SampleConfig) -> str:
 
 
 def _text(policy: Policy, prompt_ids: Sequence[int], sampled: Sampled, config: SampleConfig) -> str:
-    from ditto_jax.chat import PlainChat
+    from ditto_jax.text.chat import PlainChat
 
     decode = policy.tokenizer.decode
     ids = sampled.ids.tolist()

@@ -45,7 +45,7 @@ def evaluate(args: list[str], command: list[str]) -> int:
     parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *EVAL_FLAGS])
     if parsed.config.policy.kind == "local":
         environment.use_compile_cache()
-    from ditto_jax.evaluation_run import run_evaluation
+    from ditto_jax.evaluation.run import run_evaluation
 
     _tell_where(run_evaluation(parsed.config, command, parsed.options["fail_under"]))
     return 0
@@ -114,18 +114,18 @@ class _ReportFlags:
 def report(args: list[str], command: list[str]) -> int:
     """Writes the report of finished or unfinished runs; prints its path."""
     from ditto_jax.errors import ConfigError
-    from ditto_jax.report import write_report
+    from ditto_jax.report.page import write_report
 
     flags = tyro.cli(_ReportFlags, args=args, prog="ditto-jax report", use_underscores=True)
     if not flags.runs:
         raise ConfigError("report: name at least one run directory, for example runs/quickstart")
     if flags.serve:
-        from ditto_jax.report_server import serve_report
+        from ditto_jax.report.server import serve_report
 
         serve_report(list(flags.runs), flags.port, tell=lambda text: print(text, flush=True))
         return 0
     if flags.export is not None:
-        from ditto_jax.report_export import export_report
+        from ditto_jax.report.export import export_report
 
         print(f"exported: {export_report(list(flags.runs), flags.export)}")
     print(f"report: {write_report(list(flags.runs), flags.output)}")

@@ -35,7 +35,7 @@ def main(checkout: Path) -> None:
     source = checkout / "ditto_jax" / "policies"
     assert shipped == sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
 
-    for folder in ("vendor", "templates"):
+    for folder in ("templates", "report/templates", "report/vendor", "evaluation/published"):
         here, there = checkout / "ditto_jax" / folder, PACKAGED.parent / folder
         files = [path.relative_to(here) for path in here.rglob("*") if path.is_file()]
         assert files and all((there / file).is_file() for file in files), f"{folder} did not travel along"

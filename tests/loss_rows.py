@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ditto_jax.loss import LossRows, denominators, objective_loss
 from ditto_jax.objective import (
     Cispo,
     Kl,
@@ -27,6 +26,7 @@ from ditto_jax.objective import (
     TokenLoss,
 )
 from ditto_jax.types import ViewRole
+from ditto_jax.update.loss import LossRows, denominators, objective_loss
 
 DRAFT, PLAIN, HINTED = ViewRole.DRAFT, ViewRole.REFINED_PLAIN, ViewRole.REFINED_FB
 NOW = np.log(np.array([[0.5, 0.2, 0.4], [0.6, 0.1, 0.9]], np.float32))

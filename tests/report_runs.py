@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 
 HOSTILE = (
     '</div></pre><script>alert("owned")</script><img src=https://evil.example/x.png onerror=alert(1)>\n'

@@ -13,14 +13,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ditto_jax.errors import ConfigError, ModelError, RunDirectoryError
-from ditto_jax.evaluate import TaskEvaluation, write_evaluation
+from ditto_jax.evaluation.evaluate import TaskEvaluation, write_evaluation
 from ditto_jax.export import ExportConfig, export_run
 from ditto_jax.export_card import Exported, card
 from ditto_jax.loop import train
 from ditto_jax.policy import load_policy
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.setup import assemble
-from ditto_jax.tokenizer import load_tokenizer
+from ditto_jax.text.tokenizer import load_tokenizer
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from launch.cli import main
 from model import llama

@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ditto_jax.batch import pack
 from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TaskConfig, TrainConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.errors import ConfigError
 from ditto_jax.memory_plan import CHIPS, Plan, make_plan, model_of
 from ditto_jax.objective import make_objective
-from ditto_jax.packing import batch_shapes
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.state import OptimizerConfig, TrainState, make_optimizer
-from ditto_jax.train_step import UpdateConfig, make_update
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.update.batch import pack
+from ditto_jax.update.packing import batch_shapes
+from ditto_jax.update.state import OptimizerConfig, TrainState, make_optimizer
+from ditto_jax.update.train_step import UpdateConfig, make_update
 from launch.cli import main
 from model import llama
 from model.config import ModelConfig

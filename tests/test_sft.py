@@ -21,13 +21,13 @@ from ditto_jax import sft
 from ditto_jax.config import SourceConfig, TaskConfig
 from ditto_jax.config_io import load_config
 from ditto_jax.errors import ConfigError, RunDirectoryError
-from ditto_jax.feedback import content_free_feedback
 from ditto_jax.keys import SampleId
 from ditto_jax.policy import load_policy
+from ditto_jax.rollouts.feedback import content_free_feedback
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.sampling.slots import SampleRequest
 from ditto_jax.sft import LengthBuckets, StageConfig, StageData, train_stage, views_of_stories
 from ditto_jax.sft_run import SFTConfig, run_sft
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.slots import SampleRequest
 from ditto_jax.tasks.base import Source, Task
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 from model.partition import make_mesh

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from ditto_jax.batch import TrainBatch, by_prompt, pack
-from ditto_jax.packing import batch_shapes
+from ditto_jax.rollouts.views import View
 from ditto_jax.types import ViewRole
-from ditto_jax.views import View
+from ditto_jax.update.batch import TrainBatch, by_prompt, pack
+from ditto_jax.update.packing import batch_shapes
 from model.partition import make_mesh, row_sharding
 from tests.tiny_policy import some_ids
 

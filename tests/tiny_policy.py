@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditto_jax.sampler import Sampled, Sampler
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.slots import SampleRequest
+from ditto_jax.sampling.sampler import Sampled, Sampler
+from ditto_jax.sampling.slot_shapes import SamplerShapes
+from ditto_jax.sampling.slots import SampleRequest
 from ditto_jax.types import Chat
 from model import llama
 from model.config import ModelConfig

@@ -17,16 +17,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ditto_jax.config import EvalConfig, RolloutConfig, RunConfig, SourceConfig, TaskConfig, TrainConfig
-from ditto_jax.evaluate import read_evaluations
+from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.loop import train
-from ditto_jax.metrics import is_timing
 from ditto_jax.objective import ObjectiveConfig
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.metrics import is_timing
+from ditto_jax.runs.run_dir import RunDirectory
+from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.sft import LengthBuckets, StageConfig
 from ditto_jax.sft_run import ModelSizes, SFTConfig, run_sft
-from ditto_jax.slot_shapes import SamplerShapes
-from ditto_jax.state import OptimizerConfig
-from ditto_jax.tokenizer_training import TokenizerConfig
+from ditto_jax.text.tokenizer_training import TokenizerConfig
+from ditto_jax.update.state import OptimizerConfig
 
 # Stories of three sentences and two containers: half of all well-formed answers are right.
 OPTIONS: Mapping[str, Any] = {

@@ -20,9 +20,9 @@ def main() -> None:
     import numpy as np
 
     from benchmarks.figures import versions
-    from ditto_jax.sampler import Sampler
-    from ditto_jax.slot_shapes import SamplerShapes
-    from ditto_jax.slots import SampleRequest
+    from ditto_jax.sampling.sampler import Sampler
+    from ditto_jax.sampling.slot_shapes import SamplerShapes
+    from ditto_jax.sampling.slots import SampleRequest
     from model.hf_io import load_config, load_params
     from model.sampling import SamplingParams
 

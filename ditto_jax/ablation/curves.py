@@ -15,9 +15,9 @@ import numpy as np
 
 from ditto_jax.ablation.config import CollapseConfig, ScoreConfig
 from ditto_jax.ablation.plan import PlannedRun
-from ditto_jax.evaluate import read_evaluations
-from ditto_jax.readings import number, reward_gap
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.evaluation.evaluate import read_evaluations
+from ditto_jax.runs.readings import number, reward_gap
+from ditto_jax.runs.run_dir import RunDirectory
 
 AXES = ("updates", "samples")
 _SMOOTHED = 3  # steps whose mean stands for one of them: the entropy of a single step is that of a few prompts

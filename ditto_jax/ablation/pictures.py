@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ditto_jax.svg import SERIES, ink, panels, standalone, step_axis, to_svg
+from ditto_jax.report.svg import SERIES, ink, panels, standalone, step_axis, to_svg
 
 _DASHES = ("-", (0, (5, 2.5)), (0, (1.2, 1.8)))
 _HEIGHT = 330

@@ -15,8 +15,8 @@ import numpy as np
 from ditto_jax.ablation.config import AblationConfig
 from ditto_jax.ablation.curves import AXES, RunCurve, collapses
 from ditto_jax.ablation.plan import Plan
-from ditto_jax.readings import ends
-from ditto_jax.statistics import estimate_clustered
+from ditto_jax.evaluation.statistics import estimate_clustered
+from ditto_jax.runs.readings import ends
 
 _GRID = 21  # places along an axis at which mean curves are given
 

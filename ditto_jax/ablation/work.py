@@ -21,7 +21,7 @@ from pathlib import Path
 from ditto_jax.ablation.plan import Plan, PlannedRun
 from ditto_jax.errors import Preempted
 from ditto_jax.loop import train
-from ditto_jax.run_dir import check_run
+from ditto_jax.runs.run_dir import check_run
 from ditto_jax.sft_run import SFTConfig, run_sft
 
 _POLL_S = 5.0

@@ -17,7 +17,7 @@ from ditto_jax.ablation.summary import summarise
 from ditto_jax.ablation.tables import markdown, print_results
 from ditto_jax.ablation.work import is_finished
 from ditto_jax.config_io import to_yaml
-from ditto_jax.run_dir import environment, write_atomically
+from ditto_jax.runs.run_dir import environment, write_atomically
 
 _PICTURE = "ablation.svg"
 

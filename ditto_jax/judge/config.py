@@ -181,7 +181,7 @@ class JudgeConfig(EndpointConfig):
         "ensemble" takes the mean of its members.
     function: "path.py:my_judge" for kind "python". members: the judges of an ensemble, of which the first writes words.
     feedback_content: of what refined rollouts are told. "content_free" and "shuffled" are control arms: words that say
-        only that the draft is wrong, and the words about another draft of the same step (`ditto_jax.shuffled_words`).
+        only that the draft is wrong, and the words about another draft (`ditto_jax.rollouts.shuffled_words`).
     max_error_rate: the run stops when a larger fraction of a step's verdicts fails.
     """
 

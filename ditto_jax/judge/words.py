@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from ditto_jax.feedback import content_free_feedback
 from ditto_jax.keys import SampleId, derive
+from ditto_jax.rollouts.feedback import content_free_feedback
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Example, Feedback, Outcome
 

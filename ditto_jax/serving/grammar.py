@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ditto_jax.serving.ask import AskError
-from ditto_jax.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from ditto_jax.text.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 
 class Grammars:

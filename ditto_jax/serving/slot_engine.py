@@ -21,9 +21,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ditto_jax.policy import Policy
+from ditto_jax.sampling.slot_shapes import CallShapes
+from ditto_jax.sampling.slot_state import Decoding, SlotState, no_prompts
 from ditto_jax.serving.config import EngineConfig
-from ditto_jax.slot_shapes import CallShapes
-from ditto_jax.slot_state import Decoding, SlotState, no_prompts
 from model.generate import Drawn
 from model.llama import unstack
 from model.sampling import RowSampling, SamplingParams

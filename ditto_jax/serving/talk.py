@@ -18,7 +18,7 @@ from ditto_jax.serving.guard import GuardCounters
 from ditto_jax.serving.jobs import House, chat_job
 from ditto_jax.serving.server import house_of, make_backend
 from ditto_jax.serving.wire import ChatMessage, ChatRequest
-from ditto_jax.visible_text import visible
+from ditto_jax.text.visible_text import visible
 
 _HELP = "You speak first. /new starts over, /quit or Ctrl-D ends."
 

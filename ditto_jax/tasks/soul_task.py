@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.feedback import PLACEMENTS, with_feedback
+from ditto_jax.rollouts.feedback import PLACEMENTS, with_feedback
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Source, Task
 from ditto_jax.tasks.data_files import take
 from ditto_jax.tasks.option_checks import check_at_least, check_choice

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from ditto_jax.feedback import with_feedback
 from ditto_jax.judge.fence import FENCE_NOTE, fence
+from ditto_jax.rollouts.feedback import with_feedback
 from ditto_jax.tasks.answers import visible_text
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Task
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict

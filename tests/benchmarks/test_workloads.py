@@ -14,9 +14,9 @@ from benchmarks.reward import distinct_share
 from benchmarks.sampling import agreement
 from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import SIZES, batches, equal_work, export, parameters, ragged_work
-from ditto_jax.chat import make_chat_format
 from ditto_jax.tasks.base import Source
-from ditto_jax.tokenizer import load_tokenizer
+from ditto_jax.text.chat import make_chat_format
+from ditto_jax.text.tokenizer import load_tokenizer
 from model.llama import init
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from tests.faults.runs import graded_run
 from tests.graded_task import grades
 from tests.judge.server import serving

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ditto_jax.config import RunConfig
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from tests.graded_task import graded_task
-from tests.test_loop_http import judged_by, judged_run
+from tests.runs.test_loop_http import judged_by, judged_run
 from tests.tiny_run import contents, saved_arrays
 
 

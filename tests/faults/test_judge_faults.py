@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ditto_jax.errors import JudgeUnavailableError
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.types import Outcome
 from tests.faults.drips import drips
 from tests.faults.runs import assert_learned_alike, graded_run
@@ -35,7 +35,7 @@ from tests.judge.server import (
     serving,
     waits,
 )
-from tests.test_loop_http import judged_by, judged_run
+from tests.runs.test_loop_http import judged_by, judged_run
 from tests.tiny_run import contents, status, train_quietly
 
 POISON = "OUTAGE-7731"

@@ -21,14 +21,14 @@ import pytest
 from ditto_jax.errors import RunDirectoryError
 from ditto_jax.judge.cache import FILE_NAME, KeptReply, ReplyCache
 from ditto_jax.judge.meter import Journal
-from ditto_jax.run_dir import RunDirectory
-from ditto_jax.run_owner import require_free, sole_owner
+from ditto_jax.runs.run_dir import RunDirectory
+from ditto_jax.runs.run_owner import require_free, sole_owner
 from tests.faults.runs import assert_learned_alike, graded_run
 from tests.graded_task import grades
 from tests.judge.server import serving
 from tests.tiny_run import files_of, status, train_quietly
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom ditto_jax.run_owner import sole_owner\n" + (
+HOLD = "import sys, time\nfrom pathlib import Path\nfrom ditto_jax.runs.run_owner import sole_owner\n" + (
     "with sole_owner(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
 )
 

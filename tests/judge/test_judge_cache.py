@@ -21,7 +21,7 @@ from ditto_jax.judge.cache import CallName, KeptReply, ReplyCache, cache_key, me
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.openai import OpenAIJudge
-from ditto_jax.partners import RoleBook
+from ditto_jax.rollouts.partners import RoleBook
 from ditto_jax.strict import build
 from ditto_jax.types import Message, Outcome
 from launch.cli import main

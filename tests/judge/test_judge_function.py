@@ -21,7 +21,7 @@ from ditto_jax.types import Conversation, Feedback, Outcome, Verdict
 from tests.graded_task import graded_task, grades
 from tests.judge.quiz import DRAFT, EXAMPLE, QUIZ, call_key
 from tests.judge.server import serving
-from tests.test_loop_http import judged_by, judged_run
+from tests.runs.test_loop_http import judged_by, judged_run
 from tests.tiny_run import contents, train_quietly
 
 FUNCTIONS = '''

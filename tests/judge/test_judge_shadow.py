@@ -17,12 +17,12 @@ from ditto_jax.judge.client import ChatClient
 from ditto_jax.judge.config import ShadowConfig
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.shadow import SecondOpinions, Shadow
-from ditto_jax.run_dir import RunDirectory
+from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.types import Conversation, Outcome, Verdict
 from tests.graded_task import Graded, grade_of, graded_task, grades
 from tests.judge.quiz import EXAMPLE, QUIZ, call_key
 from tests.judge.server import Behaviour, fails, resets, says, serving
-from tests.test_loop_http import judged_by, judged_run
+from tests.runs.test_loop_http import judged_by, judged_run
 from tests.tiny_run import OPTIONS, assert_same_run, contents, learned, status, train_quietly
 
 TASK = Graded(Graded.options_type(**OPTIONS))

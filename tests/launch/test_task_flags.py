@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ditto_jax.evaluation_table import COLUMNS
+from ditto_jax.evaluation.table import COLUMNS
 from ditto_jax.tasks.registry import built_in_names
 from ditto_jax.tasks.released import SOUL
 from launch.cli import main

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from ditto_jax.sampler import Sampler
+from ditto_jax.sampling.sampler import Sampler
 from model import attention, llama
 from model.attention import KeyValues, Window, attend, segment_mask
 from model.logprobs import GroupedIds, grouped_logprobs

@@ -12,7 +12,7 @@ import itertools
 import random
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.feedback import PLACEMENTS
+from ditto_jax.rollouts.feedback import PLACEMENTS
 from ditto_jax.tasks.belief.oracle import HITOM, trace_belief
 from ditto_jax.tasks.belief.story import Event, Kind, Question, render_story, renumber
 from ditto_jax.tasks.belief.words import ANIMALS, BELONGINGS, WAITING_ROOM, Words, words_for

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from ditto_jax.feedback import PLACEMENTS
+from ditto_jax.rollouts.feedback import PLACEMENTS
 from ditto_jax.tasks.belief.oracle import TOMI, trace_belief
 from ditto_jax.tasks.belief.paraphrase import paraphrase
 from ditto_jax.tasks.belief.story import Event, Kind, Question, render_story, renumber

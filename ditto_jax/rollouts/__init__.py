@@ -1,0 +1,1 @@
+"""Prompts → draft rollouts → feedback → refined rollouts → views: episodes as they are played and kept."""

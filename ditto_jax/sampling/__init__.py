@@ -1,0 +1,1 @@
+"""The jit-compiled sampler: requests in slots over shared prefixes, a chunk of tokens at a time."""

@@ -1,0 +1,1 @@
+"""Text ↔ token ids: tokenizers, chat formats, and what may be shown."""
