@@ -11,7 +11,8 @@ VENV := .venv
 PARITY_VENV := .venv-parity
 WHEEL_VENV := build/wheel-check/venv
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-PYTEST_FLAGS ?= -n 2
+# A file's tests share what it prepares, so that they stay in one process.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: quickstart test test-browser lint wheel wheel-check parity clean
 
