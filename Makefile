@@ -39,7 +39,7 @@ $(VENV)/.browser: $(VENV)/.installed
 # Needs a Chromium of the system (Debian: apt install chromium; another one: CHROMIUM=PROGRAM); without one the tests
 # skip and say so.
 test-browser: $(VENV)/.browser
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest tests/report/test_report_browser.py
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest tests/report/test_report_browser.py tests/judge/test_person_browser.py
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -38,7 +38,7 @@ VERBS = {
     "export": Verb("write what a run has trained for other software", "launch.verbs:export"),
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
-    "judge": Verb("check the judge of an evaluated run: repeats, another judge, controls", "launch.judge:main"),
+    "judge": Verb("check the judge of an evaluated run; --human: be the judge, on a page", "launch.judge:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),

@@ -20,10 +20,11 @@ def main(args: list[str], command: list[str]) -> int:
     words = spelled_out(args)
     _prepare(words)
     from ditto_jax.serving.config import ServeConfig
+    from launch.extras import require_packages
     from launch.flags import parse
 
     config = parse(ServeConfig, words, "serve", "Serve a simulator at an OpenAI-compatible address.").config
-    _require_packages()
+    require_packages("serve", "starlette", "uvicorn")
     if config.backend == "jax":
         environment.use_compile_cache()
     from ditto_jax.serving.server import serve
@@ -69,13 +70,3 @@ def _is_remote(words: Sequence[str]) -> bool:
     return "--backend=openai" in words or any(
         name == "--backend" and value == "openai" for name, value in itertools.pairwise(words)
     )
-
-
-def _require_packages() -> None:
-    import importlib.util
-
-    from ditto_jax.errors import MissingInputError
-
-    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingInputError(f"serve needs {' and '.join(missing)}: pip install 'ditto-jax[serve]'")

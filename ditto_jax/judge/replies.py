@@ -14,6 +14,8 @@ import pydantic
 
 ReplyT = TypeVar("ReplyT", bound=pydantic.BaseModel)
 
+SCHEMA_LEAD = "Answer with one JSON object and nothing else. It must satisfy this JSON schema:\n"
+
 # Bounds work and memory, far above any honest reply.
 _MAX_CHARACTERS = 200_000
 
@@ -50,8 +52,7 @@ def parse_reply(text: str, reply_model: type[ReplyT]) -> ReplyT:
 
 def schema_instruction(reply_model: type[pydantic.BaseModel]) -> str:
     """Returns the sentence that states the reply schema inside a prompt."""
-    schema = json.dumps(reply_model.model_json_schema(), ensure_ascii=False)
-    return f"Answer with one JSON object and nothing else. It must satisfy this JSON schema:\n{schema}"
+    return SCHEMA_LEAD + json.dumps(reply_model.model_json_schema(), ensure_ascii=False)
 
 
 def _holds_reply(text: str, reply_model: type[pydantic.BaseModel]) -> bool:

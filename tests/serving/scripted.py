@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
-import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx2
-import uvicorn
 
 from ditto_jax.serving.app import Server
 from ditto_jax.serving.ask import Ask, Piece
 from ditto_jax.serving.jobs import House
+from tests.listening import listening_app
 
 Script = Callable[[Ask], Sequence[Piece]]
 
@@ -79,19 +76,8 @@ async def client_of(backend: Any, house: House | None = None, **options: Any) ->
 def listening(backend: Any, house: House | None = None, **options: Any) -> Iterator[str]:
     """The address of a server in a thread of its own."""
     server = Server(backend, house or House("ditto"), **options)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=10))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not running.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join()
+    with listening_app(server.app()) as url:
+        yield url
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
