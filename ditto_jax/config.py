@@ -226,6 +226,7 @@ class RunConfig:
     save_steps: int = 50
     save_total_limit: int = 2
     log_completions: bool = True
+    report_to: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] = ()  # trackers, beside metrics.jsonl
     profile_steps: tuple[int, ...] = ()  # steps to record with the JAX profiler
 
     def __post_init__(self):
@@ -258,6 +259,8 @@ class RunConfig:
             labels = [task.known_as for task in tasks]
             if len(set(labels)) != len(labels):
                 raise ConfigError(f"{where}: labels {labels} must differ; set `label` on tasks that repeat a name")
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise ConfigError(f"report_to={list(self.report_to)}: none stands alone; leave it out")
         if self.overwrite and self.resume == "must":
             raise ConfigError(
                 "overwrite with resume=must: one deletes the run that the other continues; drop one of them"

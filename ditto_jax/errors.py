@@ -52,7 +52,7 @@ class RunDirectoryError(DittoError, OSError):
 
 
 class GateFailed(DittoError):
-    """The run finished but a `--fail_under` gate did not hold."""
+    """The command finished but a `--fail_under` or `--fail_on` gate did not hold."""
 
     exit_code = 4
 

@@ -45,6 +45,7 @@ from ditto_jax.runs.progress import TrainProgress
 from ditto_jax.runs.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.runs.run_owner import require_free, sole_owner
 from ditto_jax.setup import Parts, assemble, require_training_room, training_stream
+from ditto_jax.tracking import Trackers, require_trackers, tracked
 from ditto_jax.types import Rollout, ViewRole
 from ditto_jax.update.advantages import AdvantageResult, RowTable, assign
 from ditto_jax.update.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
@@ -289,6 +290,7 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
     require_free(folder)
     require_trainable(config)
+    require_trackers(config.report_to)
     stream, absent = training_stream(config)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)
@@ -314,7 +316,9 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
                     progress.note(f"continuing {folder} after step {trainer.done_steps}")
                 run.cut_after(trainer.done_steps)
                 run.set_status("running", trainer.done_steps)
-                _run_steps(trainer, run, saved, progress, preempted, runner)
+                names = config.report_to if jax.process_index() == 0 else ()
+                with tracked(names, run, trainer.done_steps + 1, progress.note) as trackers:
+                    _run_steps(trainer, run, saved, progress, trackers, preempted, runner)
         finally:
             runner.run(parts.aclose())
         run.set_status("finished", trainer.done_steps, 0)
@@ -325,12 +329,18 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
 
 
 def _run_steps(
-    trainer: Trainer, run: RunDirectory, saved: Checkpoints, progress: TrainProgress, preempted, runner: asyncio.Runner
+    trainer: Trainer,
+    run: RunDirectory,
+    saved: Checkpoints,
+    progress: TrainProgress,
+    trackers: Trackers,
+    preempted,
+    runner: asyncio.Runner,
 ) -> None:
     config, last = trainer.config, trainer.config.train.max_steps
     if config.sampler.warm_up:
         progress.note(f"compiled for all {trainer.warm_up()} shapes of sampler calls")
-    _evaluate_if_due(trainer, run, progress, runner)
+    _evaluate_if_due(trainer, run, progress, trackers, runner)
     while trainer.done_steps < last:
         watch = Stopwatch()
         traced = profiled(run.path / "profile", trainer.done_steps + 1, config.profile_steps)
@@ -345,16 +355,19 @@ def _run_steps(
         sampling_s = split.get("time/draft_s", 0.0) + split.get("time/refine_s", 0.0)
         metrics |= {**split, "tokens_per_s": tokens / sampling_s if sampling_s else 0.0}
         run.append_metrics(metrics)
+        trackers.step(metrics)
         progress.step(metrics, number, last)
         stop = preempted() and number < last  # asked once: the signal may arrive between saving and raising
         if number % config.save_steps == 0 or number == last or stop:
             saved.save(number, trainer.state, trainer.meta())
         if stop:
             raise Preempted(f"SIGTERM: saved after step {number} of {last}; the same command continues")
-        _evaluate_if_due(trainer, run, progress, runner)
+        _evaluate_if_due(trainer, run, progress, trackers, runner)
 
 
-def _evaluate_if_due(trainer: Trainer, run: RunDirectory, progress: TrainProgress, runner: asyncio.Runner) -> None:
+def _evaluate_if_due(
+    trainer: Trainer, run: RunDirectory, progress: TrainProgress, trackers: Trackers, runner: asyncio.Runner
+) -> None:
     """Evaluates the present weights on every task that has no record of this step yet: a run may be killed at any
     time.
     """
@@ -364,6 +377,7 @@ def _evaluate_if_due(trainer: Trainer, run: RunDirectory, progress: TrainProgres
         done = {record["label"] for record in read_evaluations(run) if record["step"] == step}
         tasks = [task for task in parts.evaluation if task.label not in done]
         runner.run(evaluate_tasks(tasks, parts, trainer.sampling_params(), config, run, step, progress))
+        trackers.evaluated(step, [record for record in read_evaluations(run) if record["step"] == step])
 
 
 __all__ = ["Trainer", "train"]

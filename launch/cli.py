@@ -39,6 +39,7 @@ VERBS = {
     "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
     "judge": Verb("check the judge of an evaluated run; --human: be the judge, on a page", "launch.judge:main"),
+    "diagnose": Verb("name what is wrong with a run, with evidence and something to try", "launch.diagnose:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
     "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
@@ -65,6 +66,7 @@ _EXAMPLES = """\
   ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
   ditto-jax export runs/quickstart --format hf --output exported
   ditto-jax report runs/quickstart
+  ditto-jax diagnose runs/quickstart --fail_on error
   ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
   ditto-jax cache stats runs/quickstart/judge_cache.sqlite
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows

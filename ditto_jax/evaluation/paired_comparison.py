@@ -21,7 +21,7 @@ import numpy as np
 
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.evaluation.record import SCHEMA_VERSION as RECORD_VERSION
-from ditto_jax.evaluation.statistics import clusters_of, resampled_means
+from ditto_jax.evaluation.statistics import below_chance, clusters_of, resampled_means
 from ditto_jax.runs.run_dir import RunDirectory
 
 SCHEMA_VERSION = 2
@@ -271,14 +271,9 @@ def _p_value(sums: np.ndarray, resamples: int) -> float:
 
 
 def _marked(found: Sequence[Difference], level: float) -> list[Difference]:
-    """Holm's step-down: the k-th smallest of m p-values must be below level / (m - k), and all smaller ones too."""
-    order = sorted(range(len(found)), key=lambda i: found[i].p_value)
-    real, holds = set(), True
-    for rank, index in enumerate(order):
-        holds = holds and found[index].p_value <= level / (len(found) - rank)
-        if holds:
-            real.add(index)
-    return [dataclasses.replace(one, noise=index not in real) for index, one in enumerate(found)]
+    """Says of each whether it is noise, corrected for how many there are."""
+    real = below_chance([one.p_value for one in found], level)
+    return [dataclasses.replace(one, noise=not is_real) for one, is_real in zip(found, real, strict=True)]
 
 
 def reading(difference: Difference) -> str:

@@ -125,3 +125,14 @@ def clustered_interval(
     means = resampled_means(values, clusters, resamples)
     low, high = np.quantile(means, ((1.0 - confidence) / 2, (1.0 + confidence) / 2))
     return float(low), float(high)
+
+
+def below_chance(p_values: Sequence[float], level: float) -> list[bool]:
+    """Returns which p-values stand at `level` after Holm's step-down correction for how many there are: the k-th
+    smallest of m must be at most level / (m - k), and all smaller ones must stand too.
+    """
+    found, holds = [False] * len(p_values), True
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        holds = holds and p_values[index] <= level / (len(p_values) - rank)
+        found[index] = holds
+    return found

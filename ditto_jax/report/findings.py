@@ -20,7 +20,7 @@ from ditto_jax.evaluation.comparison import (
 )
 from ditto_jax.objective import OBJECTIVES
 from ditto_jax.report.rollout_reading import RolloutReading
-from ditto_jax.rollouts.judge_failures import failure_rates
+from ditto_jax.rollouts.judge_failures import failure_rates, outcome_totals
 from ditto_jax.runs.readings import Row, ends, number, reward_gap, transfer
 
 
@@ -139,8 +139,8 @@ def outcome_lines(rows: Sequence[Row], reading: RolloutReading, config: Mapping[
 
     Judge outcomes are summed over all metrics rows, or taken from the rollouts that were read if the metrics have none.
     """
-    scores = _summed(rows, "score") or dict(reading.score_outcomes)
-    words = _summed(rows, "feedback") or dict(reading.feedback_outcomes)
+    scores = outcome_totals(rows, "score") or dict(reading.score_outcomes)
+    words = outcome_totals(rows, "feedback") or dict(reading.feedback_outcomes)
     leaked = sum(int(number(row, "judge/feedback_leaked_count") or 0) for row in rows) or reading.leaked
     lines = []
     for area, counts, usual, otherwise in (
@@ -182,20 +182,9 @@ def _failures_by_bucket(rows: Sequence[Row]) -> list[OutcomeLine]:
     ]
 
 
-def _summed(rows: Sequence[Row], area: str) -> dict[str, int]:
-    start, end = f"judge/{area}_", "_count"
-    totals: dict[str, int] = {}
-    for row in rows:
-        for key in row:
-            outcome = key[len(start) : -len(end)] if key.startswith(start) and key.endswith(end) else ""
-            if outcome in _WHY:
-                totals[outcome] = totals.get(outcome, 0) + int(number(row, key) or 0)
-    return totals if any(totals.values()) else {}
-
-
 def outcome_source(rows: Sequence[Row], reading: RolloutReading) -> str:
     """Returns where the outcome counts come from."""
-    metrics = _summed(rows, "score") or _summed(rows, "feedback")
+    metrics = outcome_totals(rows, "score") or outcome_totals(rows, "feedback")
     parts = [f"Judge outcomes: all {len(rows)} steps of metrics.jsonl."] if metrics else []
     if reading.steps_read:
         whole = reading.steps_read == reading.steps_written

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from ditto_jax.config_io import flatten, read_yaml
+from ditto_jax.diagnosis import Diagnosis, Evidence, Finding, Place, diagnose, figure
 from ditto_jax.errors import MissingInputError, RunDirectoryError
 from ditto_jax.evaluation import reading as evaluation_reading
 from ditto_jax.evaluation.comparison import Pair, pair_evaluations, sentence, show_interval, show_measured, show_value
@@ -31,12 +33,15 @@ from ditto_jax.report.compared_runs import ComparedRun, last_evaluations, overla
 from ditto_jax.report.metric_charts import cost_charts, feedback_charts, learning_charts
 from ditto_jax.report.rollout_browser import embedded_rollouts
 from ditto_jax.report.rollout_reading import RULE, RolloutReading, read_rollouts
+from ditto_jax.report.rollout_sources import TRAINING
 from ditto_jax.runs.readings import number
 from ditto_jax.runs.run_dir import RunDirectory, write_atomically
 from ditto_jax.text.visible_text import visible
 
 _SCRIPTS = (*page_assets.CHART_LIBRARIES, *page_assets.BROWSER_LIBRARIES, "charts.js", "rollout_view.js", "rollouts.js")
 _LONGEST_TEXT = 20_000  # characters of one prompt or reply; the rest is in rollouts/
+
+_Addresses = Callable[[int, Place], str]  # (number of a run, a rollout of it) → where the page opens it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ class RunReading:
     evaluation_table: Mapping[str, Any]
     pairs: Sequence[Pair]
     rollouts: RolloutReading
+    diagnosis: Diagnosis
 
     @property
     def objective(self) -> str:
@@ -117,19 +123,22 @@ def read_run(path: Path) -> RunReading:
     run = RunDirectory(path)
     config = read_yaml(path / "config.yaml") if (path / "config.yaml").exists() else {}
     evaluations = read_evaluations(run)
+    status, rows, rollouts = _json(path / "STATUS.json"), run.read_metrics(), read_rollouts(run)
+    pairs = pair_evaluations(evaluations, report_findings.configured_labels(config))
     return RunReading(
         run=run,
         name=str(config.get("run_name") or path.resolve().name),
         config=config,
-        status=_json(path / "STATUS.json"),
+        status=status,
         environment=_json(path / "env.json"),
         command=_text(path / "cli.txt").strip(),
         config_text=_text(path / "config.yaml"),
-        rows=run.read_metrics(),
+        rows=rows,
         evaluations=evaluations,
         evaluation_table=evaluation_reading.read_evaluation_table(run),
-        pairs=pair_evaluations(evaluations, report_findings.configured_labels(config)),
-        rollouts=read_rollouts(run),
+        pairs=pairs,
+        rollouts=rollouts,
+        diagnosis=diagnose(Evidence(run, config, status, rows, pairs, rollouts.facts)),
     )
 
 
@@ -161,7 +170,10 @@ def render(readings: Sequence[RunReading], served: bool = False) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    sections = [_section(reading, f"run-{index}") for index, reading in enumerate(readings, start=1)]
+    rollouts, addresses = _rollout_data(readings, served)
+    sections = [
+        _section(reading, f"run-{n + 1}", functools.partial(addresses, n)) for n, reading in enumerate(readings)
+    ]
     several = len(readings) > 1
     compared = [ComparedRun(r.name, r.config, r.rows, r.pairs) for r in readings]
     overlays = overlay_charts(compared) if several else []
@@ -178,21 +190,30 @@ def render(readings: Sequence[RunReading], served: bool = False) -> str:
         scripts=[script.text for script in scripts],
         policy=page_assets.content_policy(scripts, served),
         specs=page_assets.json_block({chart.name: chart.spec for chart in drawn}),
-        rollouts=_rollout_data(readings, served),
+        rollouts=rollouts,
     )
 
 
-def _rollout_data(readings: Sequence[RunReading], served: bool) -> dict[str, Any]:
-    """What the page carries for its rollout browser; of a served page only the names of the runs."""
+def _rollout_data(readings: Sequence[RunReading], served: bool) -> tuple[dict[str, Any], _Addresses]:
+    """(what the page carries for its rollout browser, of a served page only the names of the runs; addresses in it)."""
     names = [reading.name for reading in readings]
     if served:
-        return {"note": "", "index": page_assets.json_block({"served": True, "runs": names}), "blocks": {}}
+        source = 0 if readings[0].rollouts.steps_written else None  # the first that a whole index meets
+        data = {"note": "", "index": page_assets.json_block({"served": True, "runs": names}), "blocks": {}}
+        return data, lambda run, place: _address(run, source, place)
     found = embedded_rollouts([reading.run for reading in readings])
-    return {
+    data = {
         "note": found.note,
         "index": page_assets.json_block({"served": False, "runs": names, **found.index.as_dict()}),
         "blocks": {f"block-{'-'.join(map(str, at))}": page_assets.packed_block(b) for at, b in found.blocks.items()},
     }
+    source = found.index.source(TRAINING)
+    return data, lambda run, place: _address(run, source if (run, source, place.step) in found.blocks else None, place)
+
+
+def _address(run: int, source: int | None, place: Place) -> str:
+    """Where the browser opens an item, empty if it does not have it."""
+    return "" if source is None else f"#item={run}.{source}.{place.step}.{place.prompt_index}.{place.sample}"
 
 
 def _shown(value: Any) -> Any:
@@ -211,14 +232,15 @@ def run_charts(reading: RunReading, name: str) -> dict[str, list[Chart]]:
     }
 
 
-def _section(reading: RunReading, name: str) -> dict[str, Any]:
-    """What the template shows of one run. name: unique prefix for ids."""
+def _section(reading: RunReading, name: str, address: Callable[[Place], str]) -> dict[str, Any]:
+    """What the template shows of one run. name: unique prefix for ids. address: of an item in the rollout browser."""
     rows, pairs, charts = reading.rows, reading.pairs, run_charts(reading, name)
     return {
         "id": name,
         "reading": reading,
         "headlines": report_findings.headlines(pairs, rows),
         "sentences": [(pair, sentence(pair)) for pair in pairs],
+        "findings": [_finding(finding, address) for finding in reading.diagnosis.findings],
         "missing": report_findings.missing(rows, pairs, reading.rollouts, reading.config),
         **charts,
         "charts": [chart for group in charts.values() for chart in group],
@@ -231,6 +253,15 @@ def _section(reading: RunReading, name: str) -> dict[str, Any]:
         "changes": reading.rollouts.changes,
         "environment": flatten(reading.environment),
         "total_time": _duration(sum(number(row, "time/step_s") or 0.0 for row in rows)),
+    }
+
+
+def _finding(finding: Finding, address: Callable[[Place], str]) -> dict[str, Any]:
+    """A finding of the diagnosis with its figures as text and its examples with their addresses."""
+    return {
+        "finding": finding,
+        "figures": [(what, figure(value)) for what, value in finding.evidence.items()],
+        "examples": [(str(place), address(place)) for place in finding.examples],
     }
 
 

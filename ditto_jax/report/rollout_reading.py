@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ditto_jax.runs.rollout_facts import RolloutFact, fact_of
 from ditto_jax.runs.run_dir import RunDirectory
 
 MOST_STEPS = 60
@@ -61,7 +62,7 @@ class RolloutReading:
 
     changes: pairs whose score "rose", stayed the "same" or "fell" after feedback. score_outcomes, feedback_outcomes:
     counts by outcome, of judges; reflections: of words that the policy wrote itself. truncated and total:
-    counts by role. examples: as `RULE` says.
+    counts by role. facts: of every rollout that was read, in order. examples: as `RULE` says.
     """
 
     steps_written: int = 0
@@ -74,6 +75,7 @@ class RolloutReading:
     truncated: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     total: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     judges: set[str] = dataclasses.field(default_factory=set)
+    facts: list[RolloutFact] = dataclasses.field(default_factory=list)
     examples: list[Example] = dataclasses.field(default_factory=list)
 
 
@@ -86,6 +88,7 @@ def read_rollouts(run: RunDirectory) -> RolloutReading:
     for step in steps:
         rows = run.read_rollouts(step)
         _count(rows, reading)
+        reading.facts += [fact_of(step, row) for row in rows]
         pairs = _pairs(step, rows)
         reading.changes.update(_change(pair) for pair in pairs)
         candidates += _firsts(pairs)

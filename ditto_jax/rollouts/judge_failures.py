@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from ditto_jax.judge.health import is_failure
 from ditto_jax.rollouts.rollout import POLICY
-from ditto_jax.types import Feedback, Rollout, RolloutRole, Verdict
+from ditto_jax.runs.readings import number
+from ditto_jax.types import Feedback, Outcome, Rollout, RolloutRole, Verdict
 
 _LEAST_LENGTH = 16
 _NOT_ASKED = ("rules@", "proxy@", "content_free", "filter", "none")
@@ -22,12 +23,15 @@ _NAME = re.compile(r"judge/(score|feedback)_by_(length|score)/([^/]+)/(asked|fai
 
 @dataclasses.dataclass(frozen=True)
 class FailureRate:
-    """Calls of one kind about rollouts of one bucket. area: "score" or "feedback". bucket: for people."""
+    """Calls of one kind about rollouts of one bucket. area: "score" or "feedback". bucket: for people. measure: what
+    the buckets are of, "length" or "score".
+    """
 
     area: str
     bucket: str
     asked: int
     failed: int
+    measure: str = "length"
 
 
 def failure_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
@@ -41,10 +45,10 @@ def failure_counts(rollouts: Sequence[Rollout]) -> dict[str, int]:
         if rollout.role is RolloutRole.REFLECTION:  # the refined rollouts score it
             continue
         length = f"length/{_length_bucket(rollout)}"
-        if _is_call(rollout.verdict.judge):
+        if is_call(rollout.verdict.judge):
             _count(counts, f"judge/score_by_{length}", rollout.verdict)
         feedback = rollout.feedback
-        if feedback is not None and feedback.judge != POLICY and _is_call(feedback.judge):
+        if feedback is not None and feedback.judge != POLICY and is_call(feedback.judge):
             _count(counts, f"judge/feedback_by_{length}", feedback)
             _count(counts, f"judge/feedback_by_score/{_score_bucket(rollout.verdict.score or 0.0)}", feedback)
     return dict(sorted(counts.items()))
@@ -61,10 +65,23 @@ def failure_rates(rows: Sequence[Mapping[str, object]]) -> list[FailureRate]:
                 sums[measure, area, float(bucket), what] += value
     groups = sorted({key[:3] for key in sums})
     return [
-        FailureRate(area, _in_words(measure, bucket), sums[measure, area, bucket, "asked"], failed)
+        FailureRate(area, _in_words(measure, bucket), sums[measure, area, bucket, "asked"], failed, measure)
         for measure, area, bucket in groups
         for failed in (sums[measure, area, bucket, "failed"],)
     ]
+
+
+def outcome_totals(rows: Sequence[Mapping[str, object]], area: str) -> dict[str, int]:
+    """Returns outcome → how often it occurred over all rows of metrics.jsonl; empty if none was counted.
+
+    area: "score" or "feedback".
+    """
+    names = {f"judge/{area}_{outcome.value}_count": outcome.value for outcome in Outcome}
+    totals: Counter[str] = Counter()
+    for row in rows:
+        for name in row.keys() & names.keys():
+            totals[names[name]] += int(number(row, name) or 0)
+    return {outcome.value: totals[outcome.value] for outcome in Outcome} if totals.total() else {}
 
 
 def _count(counts: Counter[str], name: str, result: Verdict | Feedback) -> None:
@@ -72,8 +89,8 @@ def _count(counts: Counter[str], name: str, result: Verdict | Feedback) -> None:
     counts[f"{name}/failed_count"] += is_failure(result)
 
 
-def _is_call(judge: str) -> bool:
-    """Whether somebody was asked: scores and words by rules, filters and nobody cannot time out."""
+def is_call(judge: str) -> bool:
+    """Returns whether somebody was asked: scores and words by rules, filters and nobody cannot time out."""
     return not judge.startswith(_NOT_ASKED)
 
 

@@ -37,7 +37,16 @@ _OF_ENDPOINTS = (
     *("input_price", "output_price", "max_cost", "cache", "cache_path"),
 )
 _MAY_DIFFER = (
-    *("resume", "overwrite", "output_dir", "run_name", "profile_steps", "save_total_limit", "log_completions"),
+    *(
+        "resume",
+        "overwrite",
+        "output_dir",
+        "run_name",
+        "profile_steps",
+        "save_total_limit",
+        "log_completions",
+        "report_to",
+    ),
     *(f"{part}.{name}" for part in _ENDPOINTS for name in _OF_ENDPOINTS),
     "judge.max_error_rate",
 )
@@ -229,7 +238,7 @@ def _empty(path: Path) -> None:
 
 
 def _same_config(saved: Path, config: Any) -> None:
-    old, new = _flat(read_yaml(saved)), _flat(yaml.safe_load(to_yaml(config)))
+    old, new = flat_settings(read_yaml(saved)), flat_settings(yaml.safe_load(to_yaml(config)))
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
@@ -247,13 +256,13 @@ def _may_differ(key: str) -> bool:
     return plain.split(".")[0] in _MAY_DIFFER or plain in _MAY_DIFFER
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns dotted keys → values, with the entries of lists of records (tasks) as keys of their own."""
     flat: dict[str, Any] = {}
     for key, value in flatten(values).items():
         if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
             for number, entry in enumerate(value):
-                flat.update({f"{key}.{number}.{inner}": found for inner, found in _flat(entry).items()})
+                flat.update({f"{key}.{number}.{inner}": found for inner, found in flat_settings(entry).items()})
         else:
             flat[key] = value
     return flat

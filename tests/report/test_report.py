@@ -142,7 +142,8 @@ def test_headings_form_an_outline_and_links_lead_somewhere(name, request):
     assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
     ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
     assert max(ids.values()) == 1
-    targets = {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
+    links = [attributes["href"][1:] for _, attributes in page.elements if "href" in attributes]
+    targets = {link for link in links if not link.startswith("item=")}  # which the rollout browser opens
     targets |= {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
     assert targets <= set(ids)
 
