@@ -83,7 +83,7 @@ class Samplers:
         return lambda: self._sample(alone)
 
     def tokens_reused(self) -> int:
-        return self.sampler.prefix_tokens_reused + self.sampler.kept_tokens_reused
+        return self.sampler.work.prefix_tokens_reused + self.sampler.work.kept_tokens_reused
 
     def _sample(self, requests: Sequence[SampleRequest]) -> int:
         finished = self.sampler.generate(self.params, requests, SamplingParams(), keep_rows=True)

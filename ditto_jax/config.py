@@ -116,7 +116,11 @@ class RolloutConfig:
     prompts_per_step (N), num_generations (G): a step samples N x G drafts. max_completion_length: tokens of a whole
     episode's response, observations included. feedback_below: drafts that score below it get feedback and a refined
     rollout; refined_per_draft is 1. Training samples from the untruncated distribution, so that the recorded
-    log-probs are the policy's.
+    log-probs are the policy's. overlap: refine the drafts of a prompt as soon as its words are back, while others are
+    sampled (streaming); the same when all drafts of the step are judged, with the same results to the bit (barrier); or
+    in two calls that are laid out for their requests (off); auto streams where a judge is asked that takes its time,
+    and the task and the objective allow it (docs/how-it-works.md). max_feedback_length: tokens that words may add to a
+    prompt with the first two.
     """
 
     prompts_per_step: int = 64
@@ -125,8 +129,14 @@ class RolloutConfig:
     temperature: float = 1.0
     stop_strings: tuple[str, ...] = ()
     feedback_below: float = 1.0
+    overlap: Literal["auto", "streaming", "barrier", "off"] = "auto"
+    max_feedback_length: int = 256
 
     def __post_init__(self):
+        if self.max_feedback_length < 1:
+            raise ConfigError(
+                f"rollout.max_feedback_length={self.max_feedback_length}: must be at least 1; set it to 256"
+            )
         if self.prompts_per_step < 1:
             raise ConfigError(f"rollout.prompts_per_step={self.prompts_per_step}: must be at least 1")
         if self.num_generations < 2:

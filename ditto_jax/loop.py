@@ -26,17 +26,15 @@ from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError
 from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.judge.health import require_healthy
-from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.keys import derive
 from ditto_jax.objective import Objective, make_objective
 from ditto_jax.report.page import write_report
 from ditto_jax.rollouts.contexts import Contexts
+from ditto_jax.rollouts.pipeline import Pipeline, overlap_of
 from ditto_jax.rollouts.prompt_lengths import room_of
 from ditto_jax.rollouts.prompts import PromptStream
 from ditto_jax.rollouts.records import rollout_rows
-from ditto_jax.rollouts.refinement import asked_below, second_attempts
-from ditto_jax.rollouts.rollout import Sampling, draft_rollouts, judges_verdicts, judges_words
-from ditto_jax.rollouts.shuffled_words import with_shuffled_words
+from ditto_jax.rollouts.rollout import Sampling, judges_verdicts, judges_words
 from ditto_jax.rollouts.views import View, views_of
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.metrics import Stopwatch, rollout_metrics, sampled_tokens
@@ -93,30 +91,28 @@ class Trainer:
         columns = columns_of(self.objective, update.model.vocab_size, train.updates_per_step)
         self.scoring = Scoring(update, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
+        overlap = overlap_of(config, self.objective, stream.tasks)
+        self.pipeline = Pipeline(config, self.objective, overlap, parts.engine, parts.judge)
 
     def warm_up(self) -> int:
         """Compiles everything that sampling for training can meet; returns how many shapes its calls can have."""
         train, sampler = self.config.train, self.parts.engine.sampler
         longest = train.prefix[-1] + train.suffix[-1] - 1  # what an update has room for, and a token of reply
         many_turns = any(loaded.task.many_turns for loaded in self.stream.tasks)
-        members = self.config.rollout.num_generations
-        return sampler.warm_up(self.sampling_params(), self._settings, members, longest, many_turns)
+        members, weights = self.config.rollout.num_generations, self.sampling_params()
+        if self.pipeline.overlap != "off":
+            words = self.config.rollout.max_feedback_length
+            return sampler.warm_up_open(weights, self._settings, members, longest, words)
+        return sampler.warm_up(weights, self._settings, members, longest, many_turns)
 
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs one step; returns its metrics and the records of its rollouts."""
-        config, judge, number = self.config, self.parts.judge, self.done_steps + 1
-        below = config.rollout.feedback_below
+        config, number = self.config, self.done_steps + 1
         prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
         room = room_of(self.parts.engine, config.train)
         sampling = Sampling(self.parts.engine, self.sampling_params(), self._settings, config.seed, number, room)
         counted = self.parts.counters()
-        with watch.phase("draft"):
-            gate, under = asked_below(self.objective, below), self.objective.refinement.draft_feedback
-            drafts = await draft_rollouts(sampling, judge, prompts, config.rollout.num_generations, gate, under)
-            if config.judge.feedback_content == SHUFFLED:
-                drafts = with_shuffled_words(sampling, prompts, drafts)
-        with watch.phase("refine"):
-            rollouts = await second_attempts(sampling, judge, prompts, drafts, self.objective, below)
+        rollouts, waited = await self.pipeline.rollouts(sampling, prompts, watch)
         self.parts.engine.sampler.release()
         self.parts.require_budget()
         _require_healthy_judge(rollouts, config.judge.max_error_rate, number)
@@ -145,6 +141,7 @@ class Trainer:
             **advantages.metrics,
             **scored,
             **update_metrics,
+            **waited,
             "train/real_token_fraction": packed.real_fraction,
             **second.metrics,
             **self.ledger,
@@ -352,7 +349,7 @@ def _run_steps(
                 run.write_rollouts(number, rows)
         split = watch.split()
         tokens = metrics["completions/sampled_tokens"]
-        sampling_s = split.get("time/draft_s", 0.0) + split.get("time/refine_s", 0.0)
+        sampling_s = sum(split.get(f"time/{phase}_s", 0.0) for phase in ("draft", "refine", "rollout"))
         metrics |= {**split, "tokens_per_s": tokens / sampling_s if sampling_s else 0.0}
         run.append_metrics(metrics)
         trackers.step(metrics)

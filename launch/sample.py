@@ -19,7 +19,7 @@ from launch import environment
 
 if TYPE_CHECKING:
     from ditto_jax.policy import Policy
-    from ditto_jax.sampling.sampler import Sampled
+    from ditto_jax.sampling.slots import Sampled
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 S slots hold up to B/S rows each; the rows of a slot share a token prefix, whose keys lie in a table of their own.
 `admit` runs prefixes and tails of new prompts and puts them into free slots while the other slots' rows wait;
 `decode_chunk` draws up to `steps` tokens for every live row. Both donate the state. All rows write one common column of
-a ring of key columns, so a row that comes later stands beside older ones without moving them. Nothing here knows about
-text, episodes or judges.
+a ring of key columns, so a row that comes later stands beside older ones without moving them; or each a column of its
+own, so that it draws the same, to the bit, whenever it came. Nothing here knows about text, episodes or judges.
 """
 
 from __future__ import annotations
@@ -232,16 +232,16 @@ def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
 def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: int) -> tuple[DecodeState, Drawn]:
     """Puts the entering slots where `source` says, in place of what was there."""
     rows_per_slot = state.done.shape[0] // source.shape[0]
+    rows_of_slot = source[:, None] * rows_per_slot + jnp.arange(rows_per_slot)
     into_slot = _Replace(source, shards)
-    within = jnp.arange(rows_per_slot)
-    row_source = jnp.where(source[:, None] >= 0, source[:, None] * rows_per_slot + within, -1).reshape(-1)
-    into_row = _Replace(row_source, shards)
+    into_row = _Replace(jnp.where(source[:, None] >= 0, rows_of_slot, -1).reshape(-1), shards)
     ring = state.cache.positions.shape[1]
-    grow = ring - entering.cache.positions.shape[1]
+    grow, column = ring - entering.cache.positions.shape[1], state.cache.column
 
     def turned(axis, array, fill=0):
-        """Columns moved so that the entering rows' last one lies just before the common column."""
-        return jnp.roll(_padded(axis, array, (grow, 0), fill), state.cache.column, axis)
+        """Columns moved so that the entering rows' last one lies just before the common column, or before the first."""
+        moved = _padded(axis, array, (grow, 0), fill)
+        return moved if column.ndim else jnp.roll(moved, column, axis)
 
     def rows_of(old, new):
         return jax.tree.map(lambda o, n: into_row(o, n, -4), old, _like(old, map_tokens(turned, new)))
@@ -254,7 +254,7 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
         rows_of(state.cache.k, entering.cache.k),
         rows_of(state.cache.v, entering.cache.v),
         into_row(state.cache.positions, turned(-1, entering.cache.positions, -1), -2),
-        state.cache.column,
+        into_row(column, jnp.zeros_like(entering.drawn)) if column.ndim else column,
     )
     missing = state.prefix.valid.shape[1] - entering.prefix.valid.shape[1]
     prefix = Prefix(
@@ -265,8 +265,7 @@ def _enter(state: DecodeState, entering: DecodeState, logprobs, source, shards: 
     names = ("last", "drawn", "limits", "position", "row_keys", "done")
     rest = {name: into_row(getattr(state, name), getattr(entering, name)) for name in names}
     entered = DecodeState(cache=cache, prefix=prefix, **rest)
-    count = into_row(jnp.zeros_like(state.drawn), entering.drawn)
-    zeros = jnp.zeros(state.done.shape, jnp.float32)
+    count, zeros = into_row(jnp.zeros_like(state.drawn), entering.drawn), jnp.zeros(state.done.shape, jnp.float32)
     return entered, Drawn(entered.last[:, None], into_row(zeros, logprobs)[:, None], count, entered.done)
 
 
@@ -381,9 +380,8 @@ def decode_chunk(
         position = jnp.where(live, state.position, -1)
         hidden, cache = extend(params, config, state.last[:, None], position[:, None], state.cache, prefix)
         token, logprob = draw(logits(params, config, hidden[:, 0]), state.row_keys, state.drawn, sampling, apart)
-        at = (jnp.int32(0), count)
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], at)
-        logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], at)
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, count))
+        logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, count))
         drawn = state.drawn + live
         state = state._replace(
             cache=cache,

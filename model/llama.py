@@ -48,7 +48,8 @@ class Cache(NamedTuple):
 
     positions int32[B, C]: of the token in a column, -1 where there is none. All rows write the same `column` (int32
     scalar), so that a write is one in-place slice update; attention looks at positions, never at the order of columns.
-    With unstacked layers k and v are tuples of L arrays [B, K, C, D]. Arrays may be stored keys (`model.stored_keys`).
+    Or each row writes a column of its own (int32[B]), so that sums over columns do not depend on when it came. With
+    unstacked layers k and v are tuples of L arrays [B, K, C, D]. Arrays may be stored keys (`model.stored_keys`).
     """
 
     k: Any
@@ -99,12 +100,22 @@ def _write(cache: KeyValues, new: KeyValues, layer: jax.Array | None, column: ja
     """Returns the cache with the new keys at `column`, and this layer's part of it."""
 
     def put(axis, full, part):
-        start = [0] * full.ndim
+        start: list[Any] = [0] * full.ndim
         start[axis] = column
+        if column.ndim:
+            return put_apart(axis, full, part)
         if layer is None:
             return jax.lax.dynamic_update_slice(full, part, start)
         start[0] = layer
         return in_stored_order(jax.lax.dynamic_update_slice(full, part[None], start))
+
+    def put_apart(axis, full, part):
+        place: list[Any] = [slice(None)] * full.ndim
+        place[axis], place[-4] = column, jnp.arange(part.shape[0])
+        if layer is not None:
+            place[0] = layer
+        at = full.at[tuple(place)]
+        return at.set(jnp.squeeze(part, axis), mode="promise_in_bounds", unique_indices=True)
 
     pairs = zip(cache, new, strict=True)
     cache = KeyValues(*(map_tokens(put, full, store(part, full.dtype)) for full, part in pairs))
@@ -296,9 +307,13 @@ def extend(
     """Returns hidden states [B, T, E] of T further tokens a row, and the cache with their keys from `column` on.
 
     ids, positions: int32[B, T]; a position of -1 is padding, which no token sees. The T columns must not pass the end
-    of the ring. A token sees the prefix and those own tokens whose position is not above its own.
+    of the ring; T is 1 where rows write columns of their own. A token sees the prefix and those own tokens whose
+    position is not above its own.
     """
-    table = jax.lax.dynamic_update_slice(cache.positions, positions, (jnp.int32(0), cache.column))
+    if cache.column.ndim:
+        table = cache.positions.at[jnp.arange(ids.shape[0]), cache.column].set(positions[:, 0])
+    else:
+        table = jax.lax.dynamic_update_slice(cache.positions, positions, (jnp.int32(0), cache.column))
     visible = (table >= 0)[:, None, :] & (table[:, None, :] <= positions[:, :, None])
     module = Llama(config, unstacked=is_unstacked(params))
     applied: Any = module.apply(

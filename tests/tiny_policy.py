@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditto_jax.sampling.sampler import Sampled, Sampler
+from ditto_jax.sampling.sampler import Sampler
 from ditto_jax.sampling.slot_shapes import SamplerShapes
-from ditto_jax.sampling.slots import SampleRequest
+from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.types import Chat
 from model import llama
 from model.config import ModelConfig
@@ -74,7 +74,7 @@ class LetterChat:
 
     stop_ids = (END,)
 
-    def open(self, chat: Chat) -> list[int]:
+    def open(self, chat: Chat, speaker: str = "assistant") -> list[int]:
         turns = [[USER if m.role == "user" else ASSISTANT, *encode(m.content), END] for m in chat]
         return [*(i for turn in turns for i in turn), ASSISTANT]
 

@@ -21,7 +21,7 @@ from ditto_jax.judge.config import PolicyConfig
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.hub import Hub
 from ditto_jax.keys import derive
-from ditto_jax.rollouts.engine import Abandoned, Attempt, Played
+from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.tasks.base import EpisodeFailure, FeedbackReply, ReplyPort
 from ditto_jax.types import Author, Chat, FinishReason, Outcome, Reply, Span, Transcript

@@ -22,7 +22,7 @@ class Room:
     """How long a prompt may be, in tokens.
 
     context: positions of the model; reply: tokens kept free behind the prompt; episode: tokens of a whole episode's
-    response, observations included; train: None where nothing is trained.
+    response, observations included; train: None where nothing is trained; words: tokens that words may add to it.
     """
 
     sampler: SamplerShapes
@@ -30,6 +30,7 @@ class Room:
     reply: int
     train: TrainConfig | None = None
     episode: int = 0
+    words: int | None = None
 
     def lack(self, length: int, shared: int, many_turns: bool = False) -> str:
         """Returns the setting that is too small for a prompt and the least value that works, or "" if it fits.
@@ -42,6 +43,8 @@ class Room:
                 f"with {self.reply} tokens for the reply they exceed the model's context of {self.context}; leave the "
                 "example out, lower rollout.max_completion_length, or use a model with a longer context"
             )
+        if self.words is not None and length - shared > self.words:
+            return f"the words add {length - shared}; raise rollout.max_feedback_length={self.words} to that or more"
         shapes = self.sampler
         lack = _bucket_lack("sampler", "tail", length, shared, shapes.prefix[-1], shapes.tail[-1])
         if not lack and self.train is not None:

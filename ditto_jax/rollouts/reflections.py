@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ditto_jax.judge.fence import printable
 from ditto_jax.judge.words import screened_feedback
 from ditto_jax.keys import SampleId
-from ditto_jax.rollouts.engine import Abandoned, Attempt, Played
+from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.prompts import Prompt
 from ditto_jax.rollouts.questions import reflection_question
 from ditto_jax.rollouts.rollout import POLICY, Sampling, with_room

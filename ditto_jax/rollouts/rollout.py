@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from ditto_jax.judge.base import GroupJudge, Judge
 from ditto_jax.keys import SampleId
-from ditto_jax.rollouts.engine import Abandoned, Attempt, Played
+from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.prompt_lengths import Room
 from ditto_jax.rollouts.prompts import Prompt
 from ditto_jax.text.chat import ChatFormat, common_prefix

@@ -14,7 +14,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 OTHER = "other"
-_PHASE_ORDER = ("draft", "refine", "score", "pack", "update", "write", "checkpoint", "eval")
+_PHASE_ORDER = ("draft", "refine", "rollout", "score", "pack", "update", "write", "checkpoint", "eval")
 
 
 def number(row: Row, key: str) -> float | None:

@@ -77,7 +77,8 @@ class CallShapes:
     rows_per_slot: rows decoded side by side over one prefix. slots: how many are decoded together, a multiple of the
     shards. fewer_slots: descending sizes, each half of the one before, to which they shrink once nothing waits. prefix,
     history, tail: widths of an admission; history is 0 where no row continues one of an earlier call. ring: ascending
-    widths of the rows' own keys. admissions: how many slots are filled at once, the first time and later.
+    widths of the rows' own keys. admissions: how many slots are filled at once, the first time and later. own_columns:
+    rows write columns of their own, so that sums do not depend on when a row came.
     """
 
     rows_per_slot: int
@@ -88,6 +89,7 @@ class CallShapes:
     tail: int
     ring: tuple[int, ...]
     admissions: tuple[int, int]
+    own_columns: bool = False
 
 
 def rows_per_slot(members: int, shapes: SamplerShapes) -> int:
@@ -111,6 +113,28 @@ def call_shapes(rows: int, prefix: int, history: int, tail: int, shapes: Sampler
         ring=_ring_widths(history + tail, shapes),
         admissions=(at_once, _multiple(max(1, at_once // 8), shards)),
     )
+
+
+def open_shapes(
+    shapes: SamplerShapes, members: int, prompt: int, words: int, shards: int = 1
+) -> tuple[SamplerShapes, CallShapes]:
+    """Returns (the buckets of all requests, the one shape) of a call that takes requests while it runs.
+
+    members: the most of one group; prompt: tokens of the longest prompt before words; words: tokens that these may add.
+    No size of it changes with what stands in it or when that came: the same program then draws the same for a row. So
+    the ring has its full width at once, no slot is left behind, and slots are filled one by one on each shard.
+    """
+    rows = rows_per_slot(members, shapes)
+    prefix = tuple(size for size in shapes.prefix if size <= _first_from(prompt, shapes.prefix))
+    tail = tuple(size for size in shapes.tail if size <= _first_from(max(0, prompt - prefix[-1]) + words, shapes.tail))
+    buckets = dataclasses.replace(shapes, prefix=prefix, tail=tail, rows_per_prefix=(rows,), shrink=False)
+    call = call_shapes(rows, prefix[-1], 0, tail[-1], buckets, shards)
+    return buckets, dataclasses.replace(call, ring=call.ring[-1:], admissions=(shards, shards), own_columns=True)
+
+
+def _first_from(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds so many tokens, else the largest."""
+    return next((size for size in buckets if size >= length), buckets[-1])
 
 
 def reachable(

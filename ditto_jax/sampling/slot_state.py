@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
@@ -183,4 +184,6 @@ class SlotState:
                 unstacked=decoding.unstacked,
                 kv_dtype=decoding.kv_dtype,
             )
+            if self.shapes.own_columns:
+                state = state._replace(cache=state.cache._replace(column=jnp.zeros(self.rows, jnp.int32)))
             return state if mesh is None else jax.device_put(state, decode_state_shardings(state, mesh))

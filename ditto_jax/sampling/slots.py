@@ -14,6 +14,7 @@ import numpy as np
 from ditto_jax.sampling.kept_keys import NOTHING_KEPT, KeptGroup, KeptRow, longest_kept
 from ditto_jax.sampling.slot_shapes import CallShapes, SamplerShapes, bucket, call_shapes, rows_per_slot
 from ditto_jax.text.chat import common_prefix
+from ditto_jax.types import FinishReason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,15 @@ class SampleRequest:
     max_new_tokens: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """ids int32[n] (a stop token is included), logprobs float32[n] of the sampling distribution, and why it ended."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: FinishReason
+
+
 def common_prefix_length(sequences: Sequence[np.ndarray]) -> int:
     """Returns how many leading ids all sequences share, at most the shortest length minus one."""
     shortest = min(len(ids) for ids in sequences) - 1
@@ -40,7 +50,7 @@ class Slot:
 
     group: whose prefix it is, under which its keys may be kept. kept: the slot of an earlier call that holds the
     prefix's keys; None if they have to be computed. histories: for each member the kept row that holds keys of the
-    tokens after the prefix, and how many of them; empty if none does.
+    tokens after the prefix, and how many of them; empty if none does. widths: of prefix and tails in an admission.
     """
 
     members: tuple[int, ...]
@@ -48,6 +58,7 @@ class Slot:
     prefix_length: int
     kept: int | None = None
     histories: tuple[tuple[KeptRow, int], ...] = ()
+    widths: tuple[int, int] = (0, 0)
 
     def known(self, number: int) -> int:
         """How many tokens of a member have keys already, its prefix included."""
@@ -97,7 +108,7 @@ def plan_slots(
         shards,
     )
     return SlotPlan(
-        waiting=tuple(waiting),
+        waiting=tuple(dataclasses.replace(slot, widths=(sizes.prefix, sizes.tail)) for slot in waiting),
         shapes=sizes,
         tokens_shared=sum(slot.prefix_length * len(slot.members) for slot in waiting) - _once(waiting),
         tokens_kept=_once([slot for slot in waiting if slot.kept is not None])

@@ -6,11 +6,13 @@ programs. Slots go through the sizes, ring widths and admissions that a call can
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ditto_jax.sampling.slot_shapes import CallShapes
+from ditto_jax.sampling.slot_shapes import CallShapes, SamplerShapes
 from ditto_jax.sampling.slot_state import SlotState, no_prompts
 from model.generate import Kept
 
@@ -35,6 +37,17 @@ def visit(classes: Sequence[CallShapes], make: MakeSlots, many_turns: bool) -> N
             state = make(earlier, None)
             _widen(state, width)
             _copying(classes, make, state.leaves_behind(many_turns), admits=not number and not width)
+
+
+def visit_open(buckets: SamplerShapes, shapes: CallShapes, make: MakeSlots) -> int:
+    """Runs on empty slots whatever a call that takes requests while it runs may run; returns how many admissions."""
+    state = make(shapes, None)
+    widths = list(itertools.product(buckets.prefix, buckets.tail))
+    for prefix, tail in widths:
+        prompts = no_prompts(dataclasses.replace(shapes, prefix=prefix, tail=tail), shapes.admissions[0])
+        state.admit(prompts, copies=False)
+    state.decode(np.ones(state.rows, bool), state.rows)
+    return len(widths)
 
 
 def _through_all_widths(state: SlotState, shrunk: int) -> None:

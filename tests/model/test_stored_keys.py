@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from ditto_jax.errors import ConfigError
-from ditto_jax.sampling.sampler import Sampled
 from ditto_jax.sampling.slot_shapes import SamplerShapes
-from ditto_jax.sampling.slots import SampleRequest
+from ditto_jax.sampling.slots import Sampled, SampleRequest
 from model.attention import KeyValues, Window, attend
 from model.logprobs import sequence_logprobs
 from model.sampling import SamplingParams
@@ -142,7 +141,7 @@ def test_codes_are_kept_for_the_refined_prompt():
         sampler = make_sampler(shapes, stop_ids=())
         list(sampler.generate(params(), drafts, PLAIN))
         (batch,) = [batch for batch in sampler.generate(params(), refined, PLAIN) if batch]
-        assert sampler.kept_tokens_reused == 8
+        assert sampler.work.kept_tokens_reused == 8
         assert np.mean(np.abs(batch[0][1].logprobs - run(SHAPES, refined)[0].logprobs)) < 0.05
 
 
@@ -156,7 +155,7 @@ def two_turns(shapes: SamplerShapes) -> tuple[list[Sampled], int]:
         results = sampler.generate(params(), asked, PLAIN, keep_rows=True)
         found = dict(pair for batch in results for pair in batch)
         said = [np.concatenate([ids, found[n].ids]) for n, ids in enumerate(said)]
-    return [found[n] for n in range(2)], sampler.kept_tokens_reused
+    return [found[n] for n in range(2)], sampler.work.kept_tokens_reused
 
 
 def test_the_next_turn_goes_on_from_codes():

@@ -16,15 +16,15 @@ import pytest
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.base import Judge
 from ditto_jax.keys import SampleId
-from ditto_jax.rollouts.engine import Abandoned, Attempt, Engine, Played
+from ditto_jax.rollouts.engine import Engine
+from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.prompt_lengths import Room
 from ditto_jax.rollouts.prompts import Prompt
 from ditto_jax.rollouts.rollout import Sampling, draft_rollouts, outcome_counts, refined_rollouts
 from ditto_jax.rollouts.views import views_of
 from ditto_jax.runs.metrics import rollout_metrics
-from ditto_jax.sampling.sampler import Sampled
 from ditto_jax.sampling.slot_shapes import SamplerShapes
-from ditto_jax.sampling.slots import SampleRequest
+from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, ReplyPort, Source, Task
 from ditto_jax.types import (
     Author,

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ditto_jax.sampling.sampler import Sampled
-from ditto_jax.sampling.slots import SampleRequest
+from ditto_jax.sampling.slots import Sampled, SampleRequest
 from tests.tiny_policy import (
     CONFIG,
     NEVER,
@@ -54,18 +53,18 @@ def test_a_refined_prompt_reuses_the_keys_of_the_tokens_that_it_shares_with_its_
     shapes = dataclasses.replace(SHAPES, max_rows=max_rows, shrink=shrink)
     sampler = make_sampler(shapes, NEVER)
     found = refine(sampler)
-    assert sampler.kept_tokens_reused == 8 * kept_groups
+    assert sampler.work.kept_tokens_reused == 8 * kept_groups
     assert_same(found, sample_all(drafts_and_refined()[1], shapes))
 
 
 def test_keys_are_not_reused_after_release_or_under_other_weights():
     sampler = make_sampler(stop_ids=NEVER)
     refine(sampler, release=True)
-    assert sampler.kept_tokens_reused == 0
+    assert sampler.work.kept_tokens_reused == 0
     other = jax.tree.map(lambda leaf: 1.01 * leaf, params())
     sampler = make_sampler(stop_ids=NEVER)
     changed = refine(sampler, other)
-    assert sampler.kept_tokens_reused == 0
+    assert sampler.work.kept_tokens_reused == 0
     fresh = make_sampler(stop_ids=NEVER)
     results = dict(pair for batch in fresh.generate(other, drafts_and_refined()[1], PLAIN) for pair in batch)
     assert_same(changed, [results[i] for i in range(3)])
@@ -78,7 +77,7 @@ def test_steps_of_drafts_and_refined_prompts_recompile_nothing_after_the_first()
         for _ in range(3):
             sampler.release()
             refine(sampler)
-    assert sampler.kept_tokens_reused == 4 * (8 + 8) and programs == []
+    assert sampler.work.kept_tokens_reused == 4 * (8 + 8) and programs == []
 
 
 def play_turns(sampler, groups: tuple[int, ...], turns: int, keep: bool, changed: int | None = None) -> list[Sampled]:
@@ -115,13 +114,13 @@ def test_later_turns_go_on_from_the_keys_of_the_turns_before(groups, repeated, m
     # All but the token drawn last, which was never run; the prefix of a group once.
     everything = sum(5 + n + 11 * turn for turn in (1, 2) for n in range(len(groups)))
     if max_rows == 8:
-        assert sampler.kept_tokens_reused == everything - 2 * repeated
+        assert sampler.work.kept_tokens_reused == everything - 2 * repeated
     elif repeated:
-        assert 0 < sampler.kept_tokens_reused < everything  # one slot of the two groups was written over
+        assert 0 < sampler.work.kept_tokens_reused < everything  # one slot of the two groups was written over
 
 
 def test_a_turn_whose_earlier_tokens_changed_runs_them_again():
     sampler = make_sampler(TURNS, NEVER)
     changed = play_turns(sampler, (0, 0, 0), 2, keep=True, changed=4)
-    assert sampler.kept_tokens_reused <= 4
+    assert sampler.work.kept_tokens_reused <= 4
     assert_same(changed, play_turns(make_sampler(TURNS, NEVER), (0, 0, 0), 2, keep=False, changed=4))

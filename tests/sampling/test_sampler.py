@@ -10,9 +10,8 @@ import pytest
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.rollouts.views import View
-from ditto_jax.sampling.sampler import Sampled
 from ditto_jax.sampling.slot_shapes import bucket
-from ditto_jax.sampling.slots import SampleRequest, common_prefix_length
+from ditto_jax.sampling.slots import Sampled, SampleRequest, common_prefix_length
 from ditto_jax.types import FinishReason, ViewRole
 from ditto_jax.update.batch import pack
 from ditto_jax.update.packing import BatchShapes
@@ -52,7 +51,7 @@ def straight() -> list[Sampled]:
 def test_a_group_prefills_its_shared_prefix_once():
     sampler = make_sampler(stop_ids=NEVER)
     list(sampler.generate(params(), ragged_requests(), PLAIN))
-    assert sampler.prefix_tokens_reused == 2 * 9 + 1 * 4
+    assert sampler.work.prefix_tokens_reused == 2 * 9 + 1 * 4
 
 
 def test_a_shared_prefix_leaves_every_row_a_tail():
@@ -247,9 +246,9 @@ def test_refilled_slots_waste_fewer_row_steps_than_static_batches():
     requests = [request(some_ids(n, 5), n, n, 12 if n % 4 == 0 else 2) for n in range(16)]
     sampler = make_sampler(dataclasses.replace(SHAPES, max_rows=4, chunk=2), NEVER)
     list(sampler.generate(params(), requests, PLAIN))
-    assert sampler.live_row_steps == sum(r.max_new_tokens - 1 for r in requests)  # the first comes with the prompt
+    assert sampler.work.live_row_steps == sum(r.max_new_tokens - 1 for r in requests)  # the first comes with the prompt
     static = 4 * 12 * 4  # four batches of four rows that each wait for a reply of twelve
-    assert sampler.row_steps < 0.75 * static
+    assert sampler.work.row_steps < 0.75 * static
 
 
 @pytest.mark.parametrize("rows_per_prefix", [(1,), (2,)])
@@ -262,7 +261,10 @@ def test_results_do_not_depend_on_how_far_the_slots_shrink(rows_per_prefix):
         results = dict(pair for batch in sampler.generate(params(), requests, PLAIN) for pair in batch)
         found.append([results[i] for i in range(len(requests))])
     assert_same(found[1], found[0])
-    assert samplers[1].row_steps < samplers[0].row_steps and samplers[1].live_row_steps == samplers[0].live_row_steps
+    assert (
+        samplers[1].work.row_steps < samplers[0].work.row_steps
+        and samplers[1].work.live_row_steps == samplers[0].work.live_row_steps
+    )
 
 
 def test_a_copy_of_the_weights_with_every_layer_apart_draws_the_same():

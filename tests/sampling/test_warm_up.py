@@ -89,7 +89,7 @@ def test_ragged_drafts_and_refined_prompts_compile_nothing_after_the_warm_up():
     steps = Steps(sampler, SMALL.max_new_tokens)
     assert {f"jit({name})" for name in ("admit", "compact", "carry_over", "decode_chunk")} <= set(warmed)
     assert compiled_in(steps.drafts_and_refined, 12) == []
-    assert sampler.kept_tokens_reused > 0
+    assert sampler.work.kept_tokens_reused > 0
 
 
 def test_replies_so_long_that_the_ring_grows_compile_nothing_after_the_warm_up():
@@ -106,7 +106,7 @@ def test_later_turns_compile_nothing_after_the_warm_up():
     sampler.warm_up(params(), PLAIN, MEMBERS, LONGEST, many_turns=True)
     steps = Steps(sampler, 24)
     assert compiled_in(steps.dialogues, 3) == []
-    assert sampler.kept_tokens_reused > 0
+    assert sampler.work.kept_tokens_reused > 0
 
 
 @pytest.mark.parametrize("sizes", [(2, 1, 2), (1, 4, 2)])

@@ -191,7 +191,7 @@ def sampled(sizes: Sizes | None) -> list[Any]:
             found |= dict(finished)
         said = [np.concatenate([ids, found[n].ids, some_ids(40 + n, 2)]) for n, ids in enumerate(said)]
         results += [found[n] for n in range(len(said))]
-    assert sampler.kept_tokens_reused > 0
+    assert sampler.work.kept_tokens_reused > 0
     return results
 
 

@@ -1,0 +1,128 @@
+"""The rollouts of a step, so that nobody waits without need: prompts in, drafts and second attempts out.
+
+prompt → draft rollout → judge → feedback → refined rollout, for each prompt on its own where prompts are streamed: a
+draft goes to the judge at the chunk boundary where it ended, and once the words about the drafts of a prompt are back
+its refined rollouts enter the sampler's call, while other drafts are decoded or judged. Results are put in the order of
+prompts and samples, and do not depend on who answered first. Judges nothing and samples nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from ditto_jax.config import RunConfig
+from ditto_jax.errors import ConfigError
+from ditto_jax.judge.base import Judge
+from ditto_jax.judge.config import FEEDBACK_ROLE
+from ditto_jax.judge.words import SHUFFLED
+from ditto_jax.objective import Objective
+from ditto_jax.rollouts.engine import Engine, all_of
+from ditto_jax.rollouts.prompts import LoadedTask, Prompt
+from ditto_jax.rollouts.refinement import asked_below, second_attempts
+from ditto_jax.rollouts.rollout import Sampling, draft_rollouts
+from ditto_jax.rollouts.shuffled_words import with_shuffled_words
+from ditto_jax.runs.metrics import Stopwatch
+from ditto_jax.types import Rollout, RolloutRole
+
+Overlap = Literal["streaming", "barrier", "off"]
+
+_ORDER = (RolloutRole.DRAFT, RolloutRole.REFLECTION, RolloutRole.REFINED)
+
+
+def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTask]) -> Overlap:
+    """Returns how the steps of a run overlap sampling and judging (`rollout.overlap`).
+
+    Raises ConfigError if it asks for what the tasks or the objective do not allow.
+    """
+    chosen, why_not = config.rollout.overlap, ""
+    if many := [loaded.label for loaded in tasks if loaded.task.many_turns]:
+        why_not = f"the policy speaks more than once in {', '.join(many)}, and later turns go on from kept keys"
+    elif objective.refinement.words == "policy":
+        why_not = "the policy writes the words itself, in prompts of any length"
+    if chosen == "auto":
+        waits = objective.refined_rollouts and _asks_others(config)
+        return "streaming" if waits and not why_not else "off"
+    if chosen != "off" and why_not:
+        raise ConfigError(f"rollout.overlap={chosen}: {why_not}; set rollout.overlap to auto or off")
+    return chosen
+
+
+def _asks_others(config: RunConfig) -> bool:
+    """Whether scores or words come from a model or a function, which takes its time."""
+    judges = [config.judge, *map(config.judge_for, config.tasks)]
+    return any(judge.kind != "rules" for judge in judges) or any(FEEDBACK_ROLE in one.roles for one in config.endpoints)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How the steps of a run come by their rollouts."""
+
+    config: RunConfig
+    objective: Objective
+    overlap: Overlap
+    engine: Engine
+    judge: Judge
+
+    async def rollouts(
+        self, sampling: Sampling, prompts: Sequence[Prompt], watch: Stopwatch
+    ) -> tuple[list[Rollout], dict[str, float]]:
+        """Returns (drafts, reflections and refined rollouts, each in (prompt, sample) order; what the waiting cost)."""
+        every = range(len(prompts))
+        if self.overlap == "off":
+            return await self._of_parts(sampling, prompts, [every], watch), {}
+        settings, words = self.config.rollout, self.config.rollout.max_feedback_length
+        prompt = _longest_opening(self.engine, prompts, self.objective.refinement.draft_feedback)
+        members, weights = settings.num_generations, (sampling.params, sampling.settings)
+        async with self.engine.streaming(*weights, members, prompt, words) as stream:
+            room = sampling.room and dataclasses.replace(sampling.room, sampler=stream.buckets, words=words)
+            streamed = dataclasses.replace(sampling, engine=stream, room=room)
+            rollouts = await self._of_parts(streamed, prompts, [[number] for number in every], watch)
+            return rollouts, {"judge/unhidden_latency_s": stream.idle_s}
+
+    async def _of_parts(
+        self, sampling: Sampling, prompts: Sequence[Prompt], parts: Sequence[Sequence[int]], watch: Stopwatch
+    ) -> list[Rollout]:
+        """Each part of the step's prompts goes its own way, except where one has to wait for the others."""
+        shuffles = self.config.judge.feedback_content == SHUFFLED
+
+        async def drafted(part: Sequence[int]) -> list[Rollout]:
+            return await self._drafts(sampling, prompts, part)
+
+        async def refined(drafts: Sequence[Rollout]) -> list[Rollout]:
+            below = self.config.rollout.feedback_below
+            return await second_attempts(sampling, self.judge, prompts, drafts, self.objective, below)
+
+        async def both(part: Sequence[int]) -> list[Rollout]:
+            return await refined(await drafted(part))
+
+        if self.overlap == "streaming" and not shuffles:
+            with watch.phase("rollout"):
+                return _in_order(await all_of([both(part) for part in parts]))
+        with watch.phase("draft"):
+            drafts = _in_order(await all_of([drafted(part) for part in parts]))
+            if shuffles:
+                drafts = with_shuffled_words(sampling, prompts, drafts)
+        with watch.phase("refine"):
+            own = [[draft for draft in drafts if draft.prompt_index in part] for part in parts]
+            return _in_order(await all_of([refined(drafts) for drafts in own]))
+
+    async def _drafts(self, sampling: Sampling, prompts: Sequence[Prompt], part: Sequence[int]) -> list[Rollout]:
+        samples = self.config.rollout.num_generations
+        gate = asked_below(self.objective, self.config.rollout.feedback_below)
+        under = self.objective.refinement.draft_feedback
+        slots = list(itertools.product(part, range(samples)))
+        return await draft_rollouts(sampling, self.judge, prompts, samples, gate, under, slots)
+
+
+def _in_order(parts: Iterable[Sequence[Rollout]]) -> list[Rollout]:
+    """Rollouts of parts in the order of their prompts, by role."""
+    return sorted(itertools.chain.from_iterable(parts), key=lambda rollout: _ORDER.index(rollout.role))
+
+
+def _longest_opening(engine: Engine, prompts: Sequence[Prompt], under: str) -> int:
+    """Tokens of the longest prompt that a draft is sampled under."""
+    openings = [chat for p in prompts for chat in p.task.openings(p.example, under or None).values()]
+    return max(len(engine.chat_format.open(chat)) for chat in openings)
