@@ -34,7 +34,6 @@ from benchmarks.programs import Programs, StepSizes
 from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import export
 from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
-from ditto_jax.loop import Trainer
 from ditto_jax.memory_plan import CHIPS
 from ditto_jax.objective import ObjectiveConfig
 from ditto_jax.rollouts.prompts import LoadedTask, PromptStream
@@ -42,6 +41,7 @@ from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.setup import assemble
 from ditto_jax.tasks.base import Source
+from ditto_jax.trainer import Trainer
 from launch.environment import set_defaults
 from model.config import ModelConfig
 from model.hf_layout import param_shapes

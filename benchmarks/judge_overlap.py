@@ -112,11 +112,11 @@ class Steps:
     def __init__(self, options: argparse.Namespace, folder: Path, judge: Judge, mode: Mode):
         from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
         from ditto_jax.judge.config import JudgeConfig
-        from ditto_jax.loop import Trainer
         from ditto_jax.objective import ObjectiveConfig
         from ditto_jax.rollouts.prompts import LoadedTask, PromptStream
         from ditto_jax.sampling.slot_shapes import SamplerShapes
         from ditto_jax.setup import assemble
+        from ditto_jax.trainer import Trainer
         from ditto_jax.update.state import OptimizerConfig
 
         prompt, group, new = options.prompt, options.group, options.new

@@ -28,7 +28,6 @@ from benchmarks.figures import machine, versions, write_results
 from benchmarks.workloads import SIZES
 from ditto_jax.config import RunConfig
 from ditto_jax.config_io import load_config
-from ditto_jax.loop import Trainer
 from ditto_jax.objective import OBJECTIVES
 from ditto_jax.rollouts.views import View
 from ditto_jax.runs.metrics import Stopwatch
@@ -36,6 +35,7 @@ from ditto_jax.sampling.sampler import Sampler
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.sampling.slots import SampleRequest
 from ditto_jax.setup import assemble, training_stream
+from ditto_jax.trainer import Trainer
 from ditto_jax.types import ViewRole
 from ditto_jax.update.advantages import RowTable, assign
 from ditto_jax.update.batch import by_prompt, pack

@@ -41,6 +41,7 @@ VERBS = {
     "judge": Verb("check the judge of an evaluated run; --human: be the judge, on a page", "launch.judge:main"),
     "diagnose": Verb("name what is wrong with a run, with evidence and something to try", "launch.diagnose:main"),
     "report": Verb("write the HTML report of one or more runs", "launch.verbs:report"),
+    "replay": Verb("regenerate a step of a run, token by token, or under other words", "launch.replay:main"),
     "ablate": Verb("compare methods over seeds; continues, and shares the work among processes", "launch.ablate:main"),
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
     "cache": Verb("say what a cache of judge replies holds, merge caches, or prune one", "launch.cache:main"),
@@ -67,6 +68,7 @@ _EXAMPLES = """\
   ditto-jax export runs/quickstart --format hf --output exported
   ditto-jax report runs/quickstart
   ditto-jax diagnose runs/quickstart --fail_on error
+  ditto-jax replay runs/quickstart --step 12 --prompt 3
   ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
   ditto-jax cache stats runs/quickstart/judge_cache.sqlite
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows

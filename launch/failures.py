@@ -20,7 +20,7 @@ EXIT_CODES = {
     1: "failed while running",
     2: "a flag or a setting that cannot work; nothing was started",
     3: "data, a model or a credential is missing or damaged; nothing was started",
-    4: "finished, but below --fail_under, or graver than --fail_on allows",
+    4: "finished, but below --fail_under, graver than --fail_on allows, or a replay that is not the run",
     5: "judge.max_cost is reached: the state is saved; with a larger one the same command continues",
     75: "preempted (SIGTERM): the state is saved, the same command continues",
     130: "interrupted (Ctrl-C)",

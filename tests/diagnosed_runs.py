@@ -22,13 +22,13 @@ from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.judge.rules import RulesJudge
 from ditto_jax.keys import SampleId
-from ditto_jax.loop import Trainer
 from ditto_jax.rollouts.prompts import PromptStream
 from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.runs.run_dir import RunDirectory, open_run
 from ditto_jax.setup import assemble, training_stream
 from ditto_jax.strict import build
 from ditto_jax.tasks.base import Task
+from ditto_jax.trainer import Trainer
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 from ditto_jax.update.state import make_state
 

@@ -22,13 +22,13 @@ def main() -> None:
     from benchmarks.figures import versions
     from benchmarks.word_task import WordOptions, WordTask
     from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
-    from ditto_jax.loop import Trainer
     from ditto_jax.objective import ObjectiveConfig
     from ditto_jax.rollouts.prompts import LoadedTask, PromptStream
     from ditto_jax.runs.metrics import Stopwatch
     from ditto_jax.sampling.slot_shapes import SamplerShapes
     from ditto_jax.setup import assemble
     from ditto_jax.tasks.base import Source
+    from ditto_jax.trainer import Trainer
     from ditto_jax.update.state import OptimizerConfig
 
     given = settings()

@@ -33,14 +33,17 @@ def rollout_rows(
             advantages.setdefault(view.rollout, {})[view.role.name.lower()] = float(weight)
     return [
         {
-            **_row(step, prompts, rollout, advantages.get(i, {})),
+            **rollout_row(step, prompts, rollout, advantages.get(i, {})),
             "shadow": _shadow(opinions.get((prompts[rollout.prompt_index].id, rollout.role, rollout.sample_index))),
         }
         for i, rollout in enumerate(rollouts)
     ]
 
 
-def _row(step: int, prompts: Sequence[Prompt], rollout: Rollout, advantage: dict[str, float]) -> dict[str, Any]:
+def rollout_row(
+    step: int, prompts: Sequence[Prompt], rollout: Rollout, advantage: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the record of one rollout, without a shadow judge. advantage: the weight of each of its views by role."""
     verdict = rollout.verdict
     return {
         "step": step,
@@ -63,7 +66,7 @@ def _row(step: int, prompts: Sequence[Prompt], rollout: Rollout, advantage: dict
         "judge": verdict.judge,
         "feedback": _feedback(rollout.feedback),
         "used_feedback": rollout.used_feedback.text if rollout.used_feedback else None,
-        "advantage": advantage,
+        "advantage": dict(advantage),
         "truncated": rollout.truncated,
         "kept": rollout.kept,
         "tokens": {name: t.ids.tolist() for name, t in rollout.transcripts.items()},

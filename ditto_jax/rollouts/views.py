@@ -16,6 +16,7 @@ import numpy as np
 from ditto_jax.rollouts.contexts import Contexts
 from ditto_jax.rollouts.rollout import POLICY
 from ditto_jax.types import Outcome, Rollout, RolloutRole, Transcript, ViewRole
+from ditto_jax.update.advantages import RowTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,21 @@ def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole], contexts: C
     """
     rows = _Rows(rollouts, frozenset(roles), contexts)
     return [view for number, rollout in enumerate(rollouts) if rollout.kept for view in rows.of(number, rollout)]
+
+
+def row_table(views: Sequence[View]) -> RowTable:
+    """Returns the table that pools are made of, one row a view."""
+    return RowTable(
+        role=np.array([int(v.role) for v in views], np.int32),
+        prompt=np.array([v.prompt for v in views], np.int32),
+        rollout=np.array([v.rollout for v in views], np.int32),
+        reward=np.array([0.0 if v.reward is None else v.reward for v in views], np.float32),
+        reward_valid=np.array([v.reward is not None for v in views], bool),
+        row_valid=np.ones(len(views), bool),
+        truncated=np.array([v.truncated for v in views], bool),
+        parent=np.array([v.parent for v in views], np.int32),
+        length=np.array([len(v.response) for v in views], np.int32),
+    )
 
 
 class _Rows:

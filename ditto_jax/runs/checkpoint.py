@@ -21,13 +21,20 @@ from ditto_jax.update.state import TrainState
 
 
 class Checkpoints:
-    """Checkpoints of one run, newest `keep` retained."""
+    """Checkpoints of one run, newest `keep` retained. keep None: they are only read, and the folder stays as it is."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int | None):
         self._folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=keep is not None,
+            enable_async_checkpointing=False,
         )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def steps(self) -> list[int]:
+        """Returns all complete steps, ascending."""
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         """Returns the newest complete step, or None."""
@@ -50,12 +57,12 @@ class Checkpoints:
                 f"{sorted(kept)} are intact: free space, then run the same command to continue"
             ) from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the newest state, placed like `like`, and its metadata.
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the state of a step (None: the newest), placed like `like`, and its metadata.
 
-        A damaged newest checkpoint is an error that names it and says how to go on from the one before.
+        A damaged checkpoint is an error that names it and says how to go on from the one before.
         """
-        restored = self._restore(ocp.args.StandardRestore(jax.tree.map(_abstract, _present(like))))
+        restored = self._restore(ocp.args.StandardRestore(jax.tree.map(_abstract, _present(like))), step)
         return TrainState(**restored["state"]), restored["meta"]
 
     def restore_params(self, like: Any) -> tuple[Any, int]:
@@ -65,8 +72,8 @@ class Checkpoints:
         restored = self._restore(ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True))
         return restored["state"]["params"], int(restored["meta"]["step"])
 
-    def _restore(self, state: Any) -> Any:
-        step = self._manager.latest_step()
+    def _restore(self, state: Any, step: int | None = None) -> Any:
+        step = self._manager.latest_step() if step is None else step
         hook = sys.unraisablehook
         sys.unraisablehook = functools.partial(_without_abandoned_reads, hook)
         try:

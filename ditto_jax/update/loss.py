@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +108,27 @@ def objective_loss(
     Parts and sums of the micro-batches add up to those of the batch. Values at masked positions and in invalid rows may
     be anything, non-finite too. Raises ValueError for a wrong shape or dtype, or a missing column.
     """
-    check_rows(lp, rows, objective, student_lp)
-    rows = jax.lax.stop_gradient(rows)
     total = jnp.zeros((), dtype=lp.dtype)
     sums = zero_metrics()
+    for term, found in each_term(lp, rows, objective, denominators, student_lp, vocabulary):
+        total = total + jnp.sum(found.row_losses)
+        sums = add_metrics(sums, role_sums(lp, rows, term, found))
+    return total, sums
+
+
+def each_term(
+    lp: jax.Array,
+    rows: LossRows,
+    objective: Objective,
+    denominators: jax.Array,
+    student_lp: jax.Array | None = None,
+    vocabulary: int | None = None,
+) -> Iterator[tuple[Term, TermTokens]]:
+    """Yields every term with what it makes of each token and row; arguments and errors are those of `objective_loss`,
+    whose value is the sum of all `row_losses`.
+    """
+    check_rows(lp, rows, objective, student_lp)
+    rows = jax.lax.stop_gradient(rows)
     for index, term in enumerate(objective.terms):
         trained = _trained_rows(term, rows.role, rows.row_valid, rows.teacher_ok)
         mask = rows.loss_mask & trained[:, None]
@@ -121,13 +139,18 @@ def objective_loss(
         weighted = jnp.where(kept, tokens.loss * weights.weight.astype(lp.dtype), 0.0)
         row_losses = _row_losses(weighted, mask, _aggregation(term, objective))
         row_losses = term.coef * row_losses / denominators[index].astype(lp.dtype)
-        total = total + jnp.sum(row_losses)
         unread = None
         if isinstance(term.loss, Kl):
             unread = _rows_of_roles(term, rows.role, rows.row_valid) & ~trained & jnp.any(rows.loss_mask, axis=1)
-        found = TermTokens(mask, kept, removed, tokens, weights, row_losses, unread)
-        sums = add_metrics(sums, role_sums(lp, rows, term, found))
-    return total, sums
+        yield term, TermTokens(mask, kept, removed, tokens, weights, weighted, row_losses, unread)
+
+
+def token_parts(found: TermTokens, term: Term, objective: Objective, denominator: jax.Array) -> jax.Array:
+    """Returns float[R, T]: what each token adds to the loss; but for rounding they add up to `row_losses`."""
+    parts = found.weighted
+    if _aggregation(term, objective) == "seq_mean":
+        parts = parts / jnp.maximum(jnp.sum(found.mask, axis=1, keepdims=True, dtype=jnp.int32), 1)
+    return term.coef * parts / denominator
 
 
 def _safe_inputs(
@@ -170,7 +193,9 @@ __all__ = [
     "Sums",
     "add_metrics",
     "denominators",
+    "each_term",
     "finish_metrics",
     "objective_loss",
+    "token_parts",
     "zero_metrics",
 ]

@@ -61,8 +61,9 @@ _SUMS = (
 
 class TermTokens(NamedTuple):
     """One term on one micro-batch. mask: bool[R, T], its tokens before filters. removed: bool[R, T] by filter.
-    kept: bool[R, T], what all filters left. row_losses: float[R], what each row adds to the loss. without_teacher:
-    bool[R], rows that the term would train if a teacher had read them; None for a term without a teacher.
+    kept: bool[R, T], what all filters left. weighted: float[R, T], their losses times their weights, 0 elsewhere.
+    row_losses: float[R], what each row adds to the loss. without_teacher: bool[R], rows that the term would train if a
+    teacher had read them; None for a term without a teacher.
     """
 
     mask: jax.Array
@@ -70,6 +71,7 @@ class TermTokens(NamedTuple):
     removed: Mapping[str, jax.Array]
     tokens: TokenLosses
     multipliers: Multipliers
+    weighted: jax.Array
     row_losses: jax.Array
     without_teacher: jax.Array | None
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ditto_jax.sampling.slot_shapes import bucket
+from model.config import ModelConfig
 
 # What row arrays have room for: lanes of much shorter suffixes are not filled.
 _ROWS_A_LANE = 12
@@ -50,6 +51,16 @@ def batch_shapes(
     most = prompts * -(-rows // lanes)
     room = min(prompts * rows, max(rows, lanes * min(_ROWS_A_LANE, -(-suffix[-1] // _TOKENS_A_ROW))))
     return BatchShapes(-(-most // groups), groups, room, lanes, prefix, suffix, keys_per_token)
+
+
+def keys_per_token(model: ModelConfig) -> float:
+    """Returns `BatchShapes.keys_per_token` of a model: how many keys a query meets at the cost of a token's products
+    with a layer's matrices.
+
+    Scores are masked, exponentiated and summed too, which is counted as three times their two products.
+    """
+    heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    return model.hidden_size * (heads + 3 * model.intermediate_size) / (4 * 2 * model.num_heads * model.head_dim)
 
 
 class PromptLengths(NamedTuple):

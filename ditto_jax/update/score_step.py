@@ -31,7 +31,7 @@ def make_score(config: UpdateConfig, mesh: Mesh):
             params, config.model, micro.grouped, temperature=config.temperature, chunk=config.logprob_chunk
         )
 
-    return _over_micro_batches(logprobs, mesh)
+    return over_micro_batches(logprobs, mesh)
 
 
 def make_score_at(config: UpdateConfig, mesh: Mesh):
@@ -51,7 +51,7 @@ def make_score_at(config: UpdateConfig, mesh: Mesh):
             wanted=micro.loss_mask,
         )
 
-    return _over_micro_batches(at_candidates, mesh)
+    return over_micro_batches(at_candidates, mesh)
 
 
 def make_score_top(config: UpdateConfig, mesh: Mesh, k: int):
@@ -64,11 +64,13 @@ def make_score_top(config: UpdateConfig, mesh: Mesh, k: int):
             params, config.model, micro.grouped, k, temperature=config.temperature, chunk=config.logprob_chunk
         )
 
-    return _over_micro_batches(likeliest, mesh)
+    return over_micro_batches(likeliest, mesh)
 
 
-def _over_micro_batches(read: Callable[[Any, TrainBatch], Any], mesh: Mesh):
-    """The compiled-on-first-use scan of `read`; micro-batches of padding alone give zeros and cost nothing."""
+def over_micro_batches(read: Callable[[Any, TrainBatch], Any], mesh: Mesh):
+    """Returns the compiled-on-first-use function (parameters, batch) → what `read` makes of each micro-batch, stacked;
+    those of padding alone give zeros and cost nothing.
+    """
 
     def scored(params: Any, batch: TrainBatch) -> Any:
         def one(_, micro: TrainBatch):

@@ -9,7 +9,7 @@ Columns of the batch that scoring passes filled (`scoring`) are constants here. 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,19 @@ def _rows(array: jax.Array, per_row: int) -> jax.Array:
     return array.reshape(-1, *array.shape[array.ndim - per_row :]) if per_row else array.reshape(-1)
 
 
-def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
-    """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
+class ReadRows(NamedTuple):
+    """A micro-batch as the current weights read it. lp, entropy: float32[R, T]; student_lp: float32[R, T, K], at the
+    teacher's candidates, None without any; rows: the constants of the loss.
+    """
+
+    lp: jax.Array
+    entropy: jax.Array
+    rows: LossRows
+    student_lp: jax.Array | None
+
+
+def read_rows(trained: Any, base: Any, micro: TrainBatch, config: UpdateConfig) -> ReadRows:
+    """Returns what the loss is computed from: the forward pass of the update."""
     distils = distilled(config.objective)
     scores = grouped_scores(
         whole_params(trained, base, config.lora),
@@ -67,13 +78,30 @@ def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, co
     )
     assert scores.entropy is not None
     lp = _rows(scores.logprob, 1)
-    rows = _loss_rows(lp, micro)
     student_lp = None if scores.of_candidates is None else _rows(scores.of_candidates, 2)
+    return ReadRows(lp, _rows(scores.entropy, 1), _loss_rows(lp, micro), student_lp)
+
+
+def batch_denominators(batch: TrainBatch, objective: Objective) -> jax.Array:
+    """Returns float32[terms], `loss.denominators` of all micro-batches of an update."""
+    return denominators(
+        _rows(batch.loss_mask, 1),
+        _rows(batch.role, 0),
+        _rows(batch.row_valid, 0),
+        objective,
+        _rows(batch.row_live, 0),
+        None if batch.teacher_ok is None else _rows(batch.teacher_ok, 0),
+    )
+
+
+def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
+    """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
+    lp, entropy, rows, student_lp = read_rows(trained, base, micro, config)
     loss, sums = objective_loss(lp, rows, config.objective, denominator, student_lp, config.model.vocab_size)
     drafted = rows.loss_mask & (rows.row_valid & ~rows.cross & (rows.role == ViewRole.DRAFT))[:, None]
     gap = {
         **_sampler_gap(lp, _rows(micro.behaviour, 1), rows),
-        "entropy_sum": jnp.sum(jnp.where(drafted, _rows(scores.entropy, 1), 0.0)),
+        "entropy_sum": jnp.sum(jnp.where(drafted, entropy, 0.0)),
         "entropy_tokens": jnp.sum(drafted, dtype=jnp.float32),
     }
     return loss * _loss_scale(denominator, config), (sums, jax.lax.stop_gradient(gap))
@@ -147,14 +175,7 @@ def make_update(
     shardings = state_shardings(state, optimizer, mesh)
 
     def update(state: TrainState, base: Any, batch: TrainBatch):
-        denominator = denominators(
-            _rows(batch.loss_mask, 1),
-            _rows(batch.role, 0),
-            _rows(batch.row_valid, 0),
-            config.objective,
-            _rows(batch.row_live, 0),
-            None if batch.teacher_ok is None else _rows(batch.teacher_ok, 0),
-        )
+        denominator = batch_denominators(batch, config.objective)
         scale = _loss_scale(denominator, config)
 
         def add(carry, micro):
@@ -243,4 +264,14 @@ def finish_gap(gap: dict[str, Any]) -> dict[str, float]:
     }
 
 
-__all__ = ["Sums", "UpdateConfig", "finish_gap", "make_gradient", "make_update", "on_mesh"]
+__all__ = [
+    "ReadRows",
+    "Sums",
+    "UpdateConfig",
+    "batch_denominators",
+    "finish_gap",
+    "make_gradient",
+    "make_update",
+    "on_mesh",
+    "read_rows",
+]

@@ -22,11 +22,11 @@ from ditto_jax.config import RunConfig
 from ditto_jax.config_io import flatten
 from ditto_jax.diagnosis import Diagnosis, Evidence, Finding, diagnose, diagnose_run, read_evidence
 from ditto_jax.errors import MissingInputError
-from ditto_jax.loop import Trainer
 from ditto_jax.report.page import write_report
 from ditto_jax.rollouts.feedback import content_free_feedback
 from ditto_jax.runs.rollout_facts import RolloutFact
 from ditto_jax.runs.run_dir import RunDirectory, write_atomically
+from ditto_jax.trainer import Trainer
 from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
 from launch.cli import main
 from tests.diagnosed_runs import PlantedJudge, Workshop, small_config

@@ -1,0 +1,246 @@
+"""One step of training: the one sentence of this project.
+
+prompt → draft rollout → judge → feedback → refined rollout → views and pools → sharded update
+
+`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. Writes nothing to disk: what is kept,
+and when, is `loop.py`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ditto_jax.config import RunConfig
+from ditto_jax.judge.health import require_healthy
+from ditto_jax.keys import derive
+from ditto_jax.objective import Objective, make_objective
+from ditto_jax.rollouts.contexts import Contexts
+from ditto_jax.rollouts.pipeline import Pipeline, overlap_of
+from ditto_jax.rollouts.prompt_lengths import room_of
+from ditto_jax.rollouts.prompts import Prompt, PromptStream
+from ditto_jax.rollouts.records import rollout_rows
+from ditto_jax.rollouts.rollout import Sampling, judges_verdicts, judges_words
+from ditto_jax.rollouts.views import View, row_table, views_of
+from ditto_jax.runs.metrics import Stopwatch, rollout_metrics, sampled_tokens
+from ditto_jax.setup import Parts
+from ditto_jax.types import Rollout, ViewRole
+from ditto_jax.update.advantages import AdvantageResult, assign
+from ditto_jax.update.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
+from ditto_jax.update.loss import finish_metrics
+from ditto_jax.update.packing import BatchShapes, batch_shapes, keys_per_token
+from ditto_jax.update.passes import columns_of, needs_average, needs_initial
+from ditto_jax.update.scoring import PassWeights, Scoring
+from ditto_jax.update.state import TrainState, advance_average, make_optimizer, make_state
+from ditto_jax.update.train_step import UpdateConfig, finish_gap, make_update
+from ditto_jax.weights import Weights
+from model.partition import row_sharding
+from model.sampling import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """The judged and refined rollouts of one step, of which nothing is learned yet. counted: what judges and partners
+    had counted before it. waited: metrics of the time in which nothing was sampled.
+    """
+
+    prompts: Sequence[Prompt]
+    rollouts: Sequence[Rollout]
+    counted: Mapping[str, float]
+    waited: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What one optimiser update learns from. members: for each of its prompts the numbers of its views in `views`, the
+    views of the whole step; batch: these, packed.
+    """
+
+    views: Sequence[View]
+    advantages: AdvantageResult
+    members: Sequence[Sequence[int]]
+    batch: TrainBatch
+
+
+class Trainer:
+    """A run in progress: parts, state, and the position in the prompt stream."""
+
+    def __init__(self, config: RunConfig, parts: Parts, stream: PromptStream, objective: Objective | None = None):
+        """objective: in place of the one that the configuration names."""
+        self.config = config
+        self.parts = parts
+        self.objective = objective or make_objective(config.objective)
+        self.stream = stream
+        self.position = 0
+        self.done_steps = 0
+        self.ledger: dict[str, float] = {}  # counts and costs of judges and partners, summed over the steps of the run
+        train = config.train
+        self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
+        self.weights = Weights(config, parts.policy, parts.mesh)
+        averaged = needs_average(self.objective)
+        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh, averaged=averaged)
+        self._initial = self.weights.untrained(self.state.params) if needs_initial(self.objective) else None
+        self.update_config = UpdateConfig(
+            model=parts.policy.config,
+            objective=self.objective,
+            temperature=config.rollout.temperature,
+            remat=train.remat,
+            logprob_chunk=train.logprob_chunk,
+            lora=self.weights.lora,
+            gradient_dtype=train.gradient_dtype,
+        )
+        self._update = make_update(self.update_config, self.optimizer, parts.mesh, self.state, self.weights.base)
+        self.shapes = _batch_shapes(config, parts, self.objective)
+        columns = columns_of(self.objective, parts.policy.config.vocab_size, train.updates_per_step)
+        self.scoring = Scoring(self.update_config, columns, self.shapes, parts.mesh)
+        self._settings = SamplingParams(temperature=config.rollout.temperature)
+        overlap = overlap_of(config, self.objective, stream.tasks)
+        self.pipeline = Pipeline(config, self.objective, overlap, parts.engine, parts.judge)
+
+    def warm_up(self) -> int:
+        """Compiles everything that sampling for training can meet; returns how many shapes its calls can have."""
+        train, sampler = self.config.train, self.parts.engine.sampler
+        longest = train.prefix[-1] + train.suffix[-1] - 1  # what an update has room for, and a token of reply
+        many_turns = any(loaded.task.many_turns for loaded in self.stream.tasks)
+        members, weights = self.config.rollout.num_generations, self.sampling_params()
+        if self.pipeline.overlap != "off":
+            words = self.config.rollout.max_feedback_length
+            return sampler.warm_up_open(weights, self._settings, members, longest, words)
+        return sampler.warm_up(weights, self._settings, members, longest, many_turns)
+
+    async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Runs one step; returns its metrics and the records of its rollouts."""
+        return await self.learn(await self.experience(watch), watch)
+
+    def sampling(self) -> Sampling:
+        """Returns who samples the rollouts of the next step, with the present weights."""
+        engine, config = self.parts.engine, self.config
+        room, number = room_of(engine, config.train), self.done_steps + 1
+        return Sampling(engine, self.sampling_params(), self._settings, config.seed, number, room)
+
+    async def experience(self, watch: Stopwatch) -> Experience:
+        """Returns the rollouts of the next step: prompt → draft rollout → judge → feedback → refined rollout."""
+        config = self.config
+        prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
+        sampling = self.sampling()
+        counted = self.parts.counters()
+        rollouts, waited = await self.pipeline.rollouts(sampling, prompts, watch)
+        self.parts.engine.sampler.release()
+        self.parts.require_budget()
+        _require_healthy_judge(rollouts, config.judge.max_error_rate, sampling.step)
+        return Experience(prompts, rollouts, counted, waited)
+
+    async def learn(
+        self, experience: Experience, watch: Stopwatch, look: Callable[[Lesson], None] = lambda lesson: None
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Does the updates of a step: views and pools → sharded update; returns what `step` returns.
+
+        look: is shown every lesson while the state is still as it was before that update.
+        """
+        prompts, rollouts, number = experience.prompts, experience.rollouts, self.done_steps + 1
+        with watch.phase("pack"):
+            room = room_of(self.parts.engine, self.config.train)
+            contexts = Contexts(prompts, self.parts.policy.chat_format, room)
+            views = views_of(rollouts, self.objective.views, contexts)
+            advantages = assign(row_table(views), self.objective)
+            updates = self._updates(views, number)
+        with watch.phase("score"):
+            hinted = views_of(rollouts, (ViewRole.DRAFT_FB,), contexts) if self.scoring.columns.teacher else []
+            views, scored = self.scoring.fill(views, hinted, updates, advantages.row_valid, self._pass_weights())
+        with watch.phase("pack"):
+            lessons = [self._lesson(views, members, advantages) for members in updates]
+            packed = sum((token_counts(lesson.batch) for lesson in lessons), TokenCounts(0, 0, 0, 0))
+        update_metrics = self._apply(lessons, watch, look)
+        second = await self.parts.second_opinions()
+        self.position += len(prompts)
+        self.done_steps = number
+        # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
+        for name, value in self.parts.counters().items():
+            self.ledger[name] = self.ledger.get(name, 0) + value - experience.counted.get(name, 0)
+        metrics = {
+            "step": number,
+            "completions/sampled_tokens": sampled_tokens(rollouts),
+            **rollout_metrics(rollouts, [prompt.label for prompt in prompts]),
+            **advantages.metrics,
+            **scored,
+            **update_metrics,
+            **experience.waited,
+            "train/real_token_fraction": packed.real_fraction,
+            **second.metrics,
+            **self.ledger,
+        }
+        return metrics, rollout_rows(number, prompts, rollouts, views, advantages, second.verdicts)
+
+    def _updates(self, views: Sequence[View], number: int) -> list[list[list[int]]]:
+        """Returns for each optimiser update the views of its prompts; those of a prompt stay together
+        (feedback-methods 8.5, rule 4).
+        """
+        groups = by_prompt(views)
+        prompts = list(range(self.config.rollout.prompts_per_step))
+        random.Random(derive(self.config.seed, "updates", number)).shuffle(prompts)
+        parts = np.array_split(np.asarray(prompts), self.config.train.updates_per_step)
+        return [[groups[p] for p in sorted(part.tolist()) if p in groups] for part in parts]
+
+    def _lesson(self, views: Sequence[View], members: list[list[int]], advantages: AdvantageResult) -> Lesson:
+        weights, valid, live = advantages.weights, advantages.row_valid, advantages.row_live
+        columns, row_weight = self.scoring.columns, advantages.row_weight
+        batch = pack(views, members, weights, valid, self.shapes, columns, live, row_weight)
+        return Lesson(views, advantages, members, batch)
+
+    def _pass_weights(self) -> PassWeights:
+        average = None if self.state.average is None else self.weights.whole(self.state.average)
+        return PassWeights(self.weights.whole(self.state.params), self._initial, average)
+
+    def _apply(self, lessons: Sequence[Lesson], watch: Stopwatch, look: Callable[[Lesson], None]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        with watch.phase("update"):
+            batches = jax.device_put([lesson.batch for lesson in lessons], row_sharding(self.parts.mesh, leading=1))
+            for lesson, batch in zip(lessons, batches, strict=True):
+                look(lesson)
+                self.state, sums, gap, norm = self._update(self.state, batch)
+                sums, gap, norm = jax.device_get((sums, gap, norm))
+                # Of several updates the last is reported: its ratios have moved furthest from the anchor.
+                metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
+            if self.state.average is not None:
+                average = advance_average(self.state.average, self.state.params, self.objective.teacher.rate)
+                self.state = self.state._replace(average=average)
+        return metrics
+
+    def sampling_params(self) -> Any:
+        """Returns the parameter value that sampling and evaluation read, for the present state."""
+        return self.weights.for_sampling(self.state.params)
+
+    def meta(self) -> dict[str, Any]:
+        """Host state that a checkpoint carries beside the arrays."""
+        recent = [] if self.parts.shadow is None else list(self.parts.shadow.recent)
+        return {"step": self.done_steps, "position": self.position, "ledger": self.ledger, "shadow": recent}
+
+    def restore(self, state: TrainState, meta: dict[str, Any]) -> None:
+        self.state, self.done_steps, self.position = state, int(meta["step"]), int(meta["position"])
+        self.ledger = dict(meta["ledger"])
+        if self.parts.shadow is not None:
+            self.parts.shadow.recent.extend(meta.get("shadow", []))
+
+
+def _batch_shapes(config: RunConfig, parts: Parts, objective: Objective) -> BatchShapes:
+    train = config.train
+    split = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
+    return batch_shapes(
+        prompts=-(-config.rollout.prompts_per_step // train.updates_per_step),
+        rows=config.rollout.num_generations * len(objective.views),
+        groups=-(-train.micro_batch // split) * split,
+        lanes=train.lanes,
+        prefix=train.prefix,
+        suffix=train.suffix,
+        keys_per_token=keys_per_token(parts.policy.config),
+    )
+
+
+def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int) -> None:
+    require_healthy(judges_verdicts(rollouts), limit, step)
+    require_healthy(judges_words(rollouts), limit, step, least=4)
