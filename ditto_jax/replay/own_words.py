@@ -40,6 +40,10 @@ def screened(text: str, prompt: Prompt, sampling: Sampling) -> Feedback:
             f"feedback={text!r}: the words give the answer away (rule {words.leak} of the leak filter), and a judge's "
             "would not have been used either; say what to look at and not what to answer"
         )
+    return _with_room(sampling, prompt, words)
+
+
+def _with_room(sampling: Sampling, prompt: Prompt, words: Feedback) -> Feedback:
     fitting = with_room(sampling, prompt, words)
     if not fitting.usable:
         raise ConfigError(f"feedback: too long, as a judge's words would be: {fitting.detail}")
@@ -49,14 +53,16 @@ def screened(text: str, prompt: Prompt, sampling: Sampling) -> Feedback:
 async def refine_under(
     trainer: Trainer, config: RunConfig, prompts: Sequence[Prompt], draft: Rollout, words: Feedback
 ) -> Rollout:
-    """Returns the refined rollout of a draft under screened words, judged. config: that of the run.
+    """Returns the refined rollout of a draft under screened words, judged. config: of the run. prompts: of its step.
 
     Raises ConfigError or MissingInputError if the run's judge cannot be made here. A call that fails is an outcome.
     """
     desk = _desk(config, trainer.stream.tasks)
     try:
-        told = dataclasses.replace(draft, feedback=words)
-        (refined,) = await refined_rollouts(trainer.sampling(), desk, prompts, [told])
+        async with trainer.pipeline.sharing(trainer.sampling(), prompts) as sampling:
+            fitting = _with_room(sampling, prompts[draft.prompt_index], words)
+            told = dataclasses.replace(draft, feedback=fitting)
+            (refined,) = await refined_rollouts(sampling, desk, prompts, [told])
     finally:
         trainer.parts.engine.sampler.release()
         await desk.aclose()

@@ -20,9 +20,10 @@ from ditto_jax.errors import DataError, MissingInputError
 from ditto_jax.judge.cache import FILE_NAME
 from ditto_jax.judge.config import FEEDBACK_ROLE, JudgeConfig, PartnerConfig, ShadowConfig
 from ditto_jax.judge.desk import JudgeDesk
-from ditto_jax.objective import Objective
+from ditto_jax.objective import Objective, make_objective
 from ditto_jax.replay.judge import RecordedJudge
 from ditto_jax.replay.past import Past
+from ditto_jax.rollouts.pipeline import overlap_of
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.setup import assemble, require_training_room, training_stream
 from ditto_jax.trainer import Trainer
@@ -38,6 +39,9 @@ def open_trainer(past: Past, scratch: Path, objective: Objective | None = None) 
     """
     config = _in_memory(past, scratch)
     stream, _ = training_stream(config)
+    # Which judge was asked decides whether prompts were streamed, and here none is asked.
+    overlap = overlap_of(past.config, objective or make_objective(past.config.objective), stream.tasks)
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, overlap=overlap))
     parts = assemble(config, stream.tasks)
     parts = dataclasses.replace(parts, judge=JudgeDesk(RecordedJudge(past.rows), {}, {}))
     return Trainer(config, parts, require_training_room(config, parts, stream), objective)

@@ -8,9 +8,10 @@ prompts and samples, and do not depend on who answered first. Judges nothing and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Literal
 
 from ditto_jax.config import RunConfig
@@ -19,7 +20,7 @@ from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import FEEDBACK_ROLE
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import Objective
-from ditto_jax.rollouts.engine import Engine, all_of
+from ditto_jax.rollouts.engine import Engine, Stream, all_of
 from ditto_jax.rollouts.prompts import LoadedTask, Prompt
 from ditto_jax.rollouts.refinement import asked_below, second_attempts
 from ditto_jax.rollouts.rollout import Sampling, draft_rollouts
@@ -71,16 +72,25 @@ class Pipeline:
     ) -> tuple[list[Rollout], dict[str, float]]:
         """Returns (drafts, reflections and refined rollouts, each in (prompt, sample) order; what the waiting cost)."""
         every = range(len(prompts))
+        parts = [every] if self.overlap == "off" else [[number] for number in every]
+        async with self.sharing(sampling, prompts) as shared:
+            rollouts = await self._of_parts(shared, prompts, parts, watch)
+        player = shared.engine
+        waited = {"judge/unhidden_latency_s": player.idle_s} if isinstance(player, Stream) else {}
+        return rollouts, waited
+
+    @contextlib.asynccontextmanager
+    async def sharing(self, sampling: Sampling, prompts: Sequence[Prompt]) -> AsyncIterator[Sampling]:
+        """Yields who samples the rollouts about a step's prompts: a call that they share, unless `overlap` is off."""
         if self.overlap == "off":
-            return await self._of_parts(sampling, prompts, [every], watch), {}
-        settings, words = self.config.rollout, self.config.rollout.max_feedback_length
+            yield sampling
+            return
+        words = self.config.rollout.max_feedback_length
         prompt = _longest_opening(self.engine, prompts, self.objective.refinement.draft_feedback)
-        members, weights = settings.num_generations, (sampling.params, sampling.settings)
+        members, weights = self.config.rollout.num_generations, (sampling.params, sampling.settings)
         async with self.engine.streaming(*weights, members, prompt, words) as stream:
             room = sampling.room and dataclasses.replace(sampling.room, sampler=stream.buckets, words=words)
-            streamed = dataclasses.replace(sampling, engine=stream, room=room)
-            rollouts = await self._of_parts(streamed, prompts, [[number] for number in every], watch)
-            return rollouts, {"judge/unhidden_latency_s": stream.idle_s}
+            yield dataclasses.replace(sampling, engine=stream, room=room)
 
     async def _of_parts(
         self, sampling: Sampling, prompts: Sequence[Prompt], parts: Sequence[Sequence[int]], watch: Stopwatch
