@@ -33,6 +33,11 @@ def make_judge(config: JudgeConfig, hub: Hub | None = None) -> Judge:
         from ditto_jax.judge.ensemble import EnsembleJudge
 
         return EnsembleJudge([make_judge(_at(config, member), hub) for member in config.members])
+    if config.kind == "policy":
+        from ditto_jax.judge.hub import Hub
+        from ditto_jax.judge.policy import PolicyJudge
+
+        return PolicyJudge(config, hub or Hub())
     from ditto_jax.judge.rules import RulesJudge
 
     return RulesJudge(config)

@@ -76,7 +76,7 @@ def request_body(
     """
     body: dict[str, Any] = {
         "model": config.model,
-        "messages": _wire(messages) if reply_model is None else _with_schema(messages, reply_model),
+        "messages": _wire(messages if reply_model is None else with_schema(messages, reply_model)),
         config.max_tokens_parameter: config.max_tokens,
     }
     if config.temperature is not None:
@@ -98,14 +98,13 @@ def _wire(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def _with_schema(messages: Sequence[Message], reply_model: type[pydantic.BaseModel]) -> list[dict[str, str]]:
-    wire = _wire(messages)
+def with_schema(messages: Sequence[Message], reply_model: type[pydantic.BaseModel]) -> list[Message]:
+    """Returns a chat that also states the schema of its reply."""
     instruction = schema_instruction(reply_model)
-    if wire and wire[-1]["role"] == "user":  # chat templates often insist on alternating roles
-        wire[-1]["content"] += f"\n\n{instruction}"
-    else:
-        wire.append({"role": "user", "content": instruction})
-    return wire
+    if messages and messages[-1].role == "user":  # chat templates often insist on alternating roles
+        last = messages[-1]
+        return [*messages[:-1], dataclasses.replace(last, content=f"{last.content}\n\n{instruction}")]
+    return [*messages, Message("user", instruction)]
 
 
 async def read_body(response: httpx2.Response) -> bytes:

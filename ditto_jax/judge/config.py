@@ -17,7 +17,7 @@ import pydantic
 
 from ditto_jax.errors import ConfigError
 
-Kind = Literal["rules", "openai", "python", "ensemble"]
+Kind = Literal["rules", "openai", "python", "ensemble", "policy"]
 MemberKind = Literal["rules", "openai", "python"]
 PartnerKind = Literal["scripted", "openai"]
 ShadowKind = Literal["none", "openai"]
@@ -178,7 +178,8 @@ class JudgeConfig(EndpointConfig):
     """Which judge assesses drafts and writes feedback; other fields are those of every endpoint.
 
     kind: "rules" is embedded and needs nothing; "openai" asks the endpoint; "python" calls a function on whole groups;
-        "ensemble" takes the mean of its members.
+        "ensemble" takes the mean of its members; "policy" asks the policy itself, with its weights of the step,
+        under max_tokens and temperature.
     function: "path.py:my_judge" for kind "python". members: the judges of an ensemble, of which the first writes words.
     feedback_content: of what refined rollouts are told. "content_free" and "shuffled" are control arms: words that say
         only that the draft is wrong, and the words about another draft (`ditto_jax.rollouts.shuffled_words`).

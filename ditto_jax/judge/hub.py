@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge import cache, meter
@@ -21,6 +22,9 @@ from ditto_jax.judge.config import EndpointConfig
 from ditto_jax.judge.limiter import RateLimiter
 from ditto_jax.judge.meter import Journal, Meter
 from ditto_jax.judge.retry import Sleep
+
+if TYPE_CHECKING:
+    from ditto_jax.judge.policy import Voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,10 @@ class Shared:
 class Hub:
     """folder: the run directory, which need not exist yet. is_new: whatever it holds will be deleted.
 
-    clock: seconds that only grow.
+    clock: seconds that only grow. voice: who speaks for the policy where it judges itself, once there is one.
     """
+
+    voice: Voice | None = None
 
     def __init__(self, folder: Path | None = None, is_new: bool = False, clock: Callable[[], float] = time.monotonic):
         self._folder = folder

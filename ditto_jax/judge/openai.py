@@ -1,36 +1,30 @@
 """Rollout → verdict and feedback from a language model behind any OpenAI-compatible chat-completions endpoint.
 
-In: an example, what the policy said, and the question that the task asks about it. Out: a typed verdict or feedback; a
-failed call has an outcome and a detail for people, and neither score nor words. Tasks with a rule score are scored by
-that rule.
+In: settings of an endpoint. Out: a judge that asks there, and what to do where it cannot be asked. What is asked, and
+what becomes of the replies, is `asking.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
-from ditto_jax.judge.cache import CallName
+from ditto_jax.judge.asking import AskingJudge
 from ditto_jax.judge.client import CallResult, ChatClient
 from ditto_jax.judge.config import JudgeConfig
-from ditto_jax.judge.counters import OutcomeCounts
 from ditto_jax.judge.endpoint import Endpoint, resolve_endpoint
-from ditto_jax.judge.fence import printable
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.retry import Sleep
-from ditto_jax.judge.scoring import asked_verdict
-from ditto_jax.judge.words import CONTENT_FREE, content_free_control, named, screened_feedback
 from ditto_jax.keys import SampleId
-from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Task
-from ditto_jax.types import Conversation, Example, Feedback, Outcome, Verdict
+from ditto_jax.tasks.base import FeedbackReply, JudgeRequest
+from ditto_jax.types import Outcome
 
 
-class OpenAIJudge:
-    """Asks one endpoint for feedback. Raises ConfigError or MissingInputError when made with settings that cannot work.
+class OpenAIJudge(AskingJudge):
+    """Asks one endpoint. Raises ConfigError or MissingInputError when made with settings that cannot work.
 
     hub: what is shared with other judges of the run. environ: where addresses and keys are read from instead of the
     process environment. sleep, now: see ChatClient.
@@ -47,15 +41,9 @@ class OpenAIJudge:
     ):
         if config.kind != "openai":
             raise ConfigError(f"judge.kind={config.kind}: an OpenAIJudge needs judge.kind=openai")
-        self._config = config
         self._endpoint = resolve_endpoint(config, environ)
-        self._client = ChatClient(config, self._endpoint, hub=hub, sleep=sleep, now=now)
-        self._outcomes = OutcomeCounts()
-
-    @property
-    def identity(self) -> str:
-        """Kind and model, such as "openai:gpt-5-nano"; verdicts and feedback carry the version of rules or prompt."""
-        return named(f"openai:{self._config.model}", self._config.feedback_content)
+        self._chat = ChatClient(config, self._endpoint, hub=hub, sleep=sleep, now=now)
+        super().__init__(config, f"openai:{config.model}", self._chat)
 
     async def check(self) -> None:
         """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request.
@@ -63,52 +51,15 @@ class OpenAIJudge:
         Leaves no connection open, so that the run itself may use another event loop.
         """
         try:
-            result = await self._client.probe(FeedbackReply)
+            result = await self._chat.probe(FeedbackReply)
         finally:
-            await self._client.aclose()
+            await self._chat.aclose()
         if result.outcome is not Outcome.OK:
             raise JudgeUnavailableError(_unavailable_message(self._config, self._endpoint, result))
 
-    async def score(self, task: Task[Any], example: Example, conversation: Conversation, key: SampleId) -> Verdict:
-        """Returns the task's rule score, or what the model's replies to the task's questions make."""
-        model = str(self._config.model)
-        return self._outcomes.verdict(await asked_verdict(task, example, conversation, self._client, model, key))
-
-    async def feedback(
-        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
-    ) -> Feedback:
-        """Returns the model's words, screened for leaks, or why there are none. The control arm asks nobody."""
-        if self._config.feedback_content == CONTENT_FREE:
-            return self._outcomes.feedback(content_free_control(task, example, key))
-        return self._outcomes.feedback(await self._ask_for_feedback(task, example, conversation, verdict, key))
-
     async def ask(self, request: JudgeRequest, key: SampleId) -> CallResult[Any]:
         """Returns the model's reply to a question of a task's own. key: the sample that it is about."""
-        return await self._client.complete(request.messages, request.reply_model)
-
-    def counters(self) -> Mapping[str, float]:
-        """Cumulative costs of the calls (see ClientTotals), and counts of outcomes."""
-        return {**dataclasses.asdict(self._client.totals), **self._outcomes.as_dict()}
-
-    async def aclose(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
-
-    async def _ask_for_feedback(
-        self, task: Task[Any], example: Example, conversation: Conversation, verdict: Verdict, key: SampleId
-    ) -> Feedback:
-        request = task.feedback_request(example, conversation, verdict)
-        identity = f"openai:{self._config.model}@{request.prompt_version}"
-        if not issubclass(request.reply_model, FeedbackReply):
-            raise TypeError(f"task {task.name}: a feedback request must be answered by a FeedbackReply")
-        name = CallName(key, request.prompt_version)
-        result = await self._client.complete(request.messages, request.reply_model, name)
-        if result.parsed is None:
-            return Feedback(result.outcome, judge=identity, detail=result.detail)
-        text = printable(result.parsed.feedback).strip()
-        if not text:
-            return Feedback(Outcome.UNPARSABLE, judge=identity, detail="feedback: holds no visible character")
-        return screened_feedback(task, example, text, judge=identity)
+        return await self._chat.complete(request.messages, request.reply_model)
 
 
 def _unavailable_message(config: JudgeConfig, endpoint: Endpoint, result: CallResult[Any]) -> str:

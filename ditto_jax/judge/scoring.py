@@ -17,7 +17,7 @@ from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from ditto_jax.judge.client import ChatClient  # rules need no HTTP stack
+    from ditto_jax.judge.asking import Client  # rules need no HTTP stack
 
 
 def rules_identity(task: Task[Any]) -> str:
@@ -43,11 +43,11 @@ def rule_verdict(task: Task[Any], example: Example, conversation: Conversation) 
 
 
 async def asked_verdict(
-    task: Task[Any], example: Example, conversation: Conversation, client: ChatClient, model: str, key: SampleId
+    task: Task[Any], example: Example, conversation: Conversation, client: Client, model: str, key: SampleId
 ) -> Verdict:
     """Returns the task's rule score where it has one, else the score that a model's replies make.
 
-    key: the sample that is scored, by which replies are kept.
+    model: its name, such as "openai:gpt-5-nano". key: the sample that is scored, by which replies are kept.
     """
     verdict = task.rule_score(example, conversation)
     if verdict is not None:
@@ -58,7 +58,7 @@ async def asked_verdict(
             f"task {task.name} has no rule that scores a rollout and no question for a judge; leave it out of `tasks`"
         )
     versions = ",".join(dict.fromkeys(request.prompt_version for request in requests.values()))
-    identity = f"openai:{model}@{versions}"
+    identity = f"{model}@{versions}"
     results = await asyncio.gather(
         *(client.complete(r.messages, r.reply_model, CallName(key, r.prompt_version)) for r in requests.values())
     )

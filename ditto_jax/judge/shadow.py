@@ -68,7 +68,7 @@ class Shadow:
         """Begins to score a rollout again if it is drawn, which its key alone decides. Failed verdicts are not."""
         if verdict.score is None or not self._is_drawn(key):
             return
-        scoring = asked_verdict(task, example, conversation, self._client, str(self._config.model), key)
+        scoring = asked_verdict(task, example, conversation, self._client, f"openai:{self._config.model}", key)
         self._asked[key] = verdict, asyncio.ensure_future(scoring)
 
     async def settle(self) -> SecondOpinions:

@@ -15,13 +15,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
+from ditto_jax.judge.policy import Answer, Question
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, EpisodePorts, Played
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.sampling.sampler import OpenCall, Sampler
 from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.tasks.base import EpisodeFailure
 from ditto_jax.text.chat import ChatFormat
-from ditto_jax.types import Outcome
+from ditto_jax.types import FinishReason, Outcome
 from model.llama import Params
 from model.sampling import SamplingParams
 
@@ -59,6 +62,8 @@ class Engine:
         self._roles: dict[str, int] = {"policy": 0}
         self._decode = decode
         self._stop_strings = tuple(stop_strings)
+        self._turn = asyncio.Lock()  # whose requests the sampler serves: those of one play, or questions of a judge
+        self._weights: Params | None = None
         self.tokens_sampled = 0
 
     @property
@@ -87,6 +92,7 @@ class Engine:
         The first exception of an episode, of `judged` or of the sampler ends the play and is raised here.
         """
         many_turns = any(attempt.many_turns for attempt in attempts)
+        self._weights = params
 
         async def draw(batch: Sequence[_Pending]) -> None:
             requests = [pending.request for pending in batch]
@@ -96,7 +102,38 @@ class Engine:
                 for index, sampled in finished:
                     self.hand_over(sampled, batch[index].future)
 
-        return await _Play(self, draw, attempts, judged).run()
+        return await _Play(self, draw, attempts, judged, self._turn).run()
+
+    def at_rest(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Waits until no play is sampled, and keeps others from beginning while the context is open."""
+        return self._turn
+
+    async def answer(self, questions: Sequence[Question], temperature: float) -> list[Answer]:
+        """Returns what the policy says to chats that belong to no rollout, with the weights of the last play.
+
+        Only `at_rest`. Questions about one prompt may share a prefix; those without room are not asked.
+        """
+        assert self._weights is not None
+        prompts = {prompt: group for group, prompt in enumerate(dict.fromkeys(q.sample.prompt_id for q in questions))}
+        requests: dict[int, SampleRequest] = {}
+        answers: dict[int, Answer] = {}
+        for index, question in enumerate(questions):
+            ids = np.asarray(self.chat_format.open(question.chat), np.int32)
+            if not self.has_room(len(ids)):
+                lack = f"the question has {len(ids)} tokens, more than can be sampled after: raise sampler.prefix"
+                answers[index] = Answer(lack=lack)
+                continue
+            limit = min(question.max_tokens, self.sampler.shapes.max_new_tokens, self.context - len(ids))
+            group = self.group_of(prompts[question.sample.prompt_id], "judge")
+            requests[index] = SampleRequest(ids, group, question.sample.key(f"judge {question.name}"), limit)
+        asked = list(requests)
+        chunks = self.sampler.generate(self._weights, list(requests.values()), SamplingParams(temperature=temperature))
+        while (finished := await asyncio.to_thread(next, chunks, None)) is not None:
+            for place, sampled in finished:
+                is_cut_off = sampled.finish_reason is FinishReason.LENGTH
+                tokens = len(requests[asked[place]].ids), len(sampled.ids)
+                answers[asked[place]] = Answer(self.text_of(sampled), is_cut_off, *tokens)
+        return [answers[index] for index in range(len(questions))]
 
     @contextlib.asynccontextmanager
     async def streaming(
@@ -160,7 +197,7 @@ class Stream:
         judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
     ) -> list[ResultT]:
         """Returns what `Engine.play` would. params, sampling: those that the call was opened with."""
-        return await _Play(self._engine, self._draw, attempts, judged).run()
+        return await _Play(self._engine, self._draw, attempts, judged, contextlib.nullcontext()).run()
 
     async def _draw(self, batch: Sequence[_Pending]) -> None:
         if self._error is not None:
@@ -203,7 +240,9 @@ class Stream:
 
 
 class _Play(Generic[ResultT]):
-    """Attempts played in step. draw: sets the futures of a batch of requests, one for each live episode."""
+    """Attempts played in step. draw: sets the futures of a batch of requests, one for each live episode. turn: held
+    while there are any.
+    """
 
     def __init__(
         self,
@@ -211,9 +250,11 @@ class _Play(Generic[ResultT]):
         draw: _Draw,
         attempts: Sequence[Attempt],
         judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
+        turn: contextlib.AbstractAsyncContextManager[Any],
     ):
         self._engine = engine
         self._draw = draw
+        self._turn = turn
         self._attempts = attempts
         self._judged = judged
         self._pending: list[_Pending] = []
@@ -253,6 +294,10 @@ class _Play(Generic[ResultT]):
         return await future
 
     async def _serve(self) -> None:
+        async with self._turn:
+            await self._serve_all()
+
+    async def _serve_all(self) -> None:
         while self._live:
             blocked = {pending.owner for pending in self._pending}
             if len(blocked) < self._live:

@@ -17,7 +17,7 @@ from typing import Literal
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.base import Judge
-from ditto_jax.judge.config import FEEDBACK_ROLE
+from ditto_jax.judge.config import FEEDBACK_ROLE, JudgeConfig
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import Objective
 from ditto_jax.rollouts.engine import Engine, Stream, all_of
@@ -41,6 +41,8 @@ def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTa
     chosen, why_not = config.rollout.overlap, ""
     if many := [loaded.label for loaded in tasks if loaded.task.many_turns]:
         why_not = f"the policy speaks more than once in {', '.join(many)}, and later turns go on from kept keys"
+    elif any(judge.kind == "policy" for judge in _judges(config)):
+        why_not = "the policy judges itself, once nothing else is sampled"
     elif objective.refinement.words == "policy":
         why_not = "the policy writes the words itself, in prompts of any length"
     if chosen == "auto":
@@ -53,8 +55,12 @@ def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTa
 
 def _asks_others(config: RunConfig) -> bool:
     """Whether scores or words come from a model or a function, which takes its time."""
-    judges = [config.judge, *map(config.judge_for, config.tasks)]
+    judges = _judges(config)
     return any(judge.kind != "rules" for judge in judges) or any(FEEDBACK_ROLE in one.roles for one in config.endpoints)
+
+
+def _judges(config: RunConfig) -> list[JudgeConfig]:
+    return [config.judge, *map(config.judge_for, config.tasks)]
 
 
 @dataclasses.dataclass(frozen=True)
