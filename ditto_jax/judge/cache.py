@@ -19,6 +19,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import tenacity
+
 from ditto_jax.errors import MissingInputError, RunDirectoryError
 from ditto_jax.keys import SampleId
 
@@ -176,18 +178,34 @@ def _open_existing(path: Path) -> sqlite3.Connection:
     return _open(path)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    connection = None
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+# SQLite waits for a lock that another process holds, except where both want to turn a new file into a shared one.
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_busy),
+    wait=tenacity.wait_random(0.0, 0.05),
+    stop=tenacity.stop_after_delay(_BUSY_S),
+    reraise=True,
+)
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=_BUSY_S, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(_SCHEMA)
-        return connection
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _connect(path)
     except (sqlite3.Error, OSError) as error:
-        if connection is not None:
-            connection.close()
         raise RunDirectoryError(
             f"{path} cannot be used as a cache of replies: {error}; move it away, set cache_path to a file "
             "on a local disk, or cache to off"

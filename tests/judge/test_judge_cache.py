@@ -7,6 +7,7 @@ import dataclasses
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,22 @@ def test_processes_share_a_file_without_losing_a_reply(tmp_path: Path):
     running = [subprocess.Popen([sys.executable, "-c", program, str(path), name]) for name in ("a", "b", "c")]
     assert [process.wait() for process in running] == [0, 0, 0]
     assert stats(path).rows == {("m", "v"): (400, 400, 800)}
+
+
+def test_a_file_that_another_process_holds_for_a_moment_is_opened_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "c"
+    monkeypatch.setattr("ditto_jax.judge.cache._BUSY_S", 0.0)  # SQLite itself does not wait for every kind of lock
+    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(0.3, other.rollback)
+        release.start()
+        cache = ReplyCache(path)
+        cache.put("k", "m", "v", REPLY)
+        release.join()
+        assert cache.get("k") == REPLY
+        cache.close()
 
 
 def test_a_damaged_file_is_refused_with_its_path_and_left_as_it_is(tmp_path: Path):
