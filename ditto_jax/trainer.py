@@ -99,8 +99,12 @@ class Trainer:
         columns = columns_of(self.objective, parts.policy.config.vocab_size, train.updates_per_step)
         self.scoring = Scoring(self.update_config, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
-        overlap = overlap_of(config, self.objective, stream.tasks)
-        self.pipeline = Pipeline(config, self.objective, overlap, parts.engine, parts.judge)
+        self._overlap = overlap_of(config, self.objective, stream.tasks)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How steps come by their rollouts, with the parts and settings of now."""
+        return Pipeline(self.config, self.objective, self._overlap, self.parts.engine, self.parts.judge)
 
     def warm_up(self) -> int:
         """Compiles everything that sampling for training can meet; returns how many shapes its calls can have."""

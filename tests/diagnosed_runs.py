@@ -110,7 +110,6 @@ class Workshop:
         trainer.parts = (
             self._parts if judge is None else dataclasses.replace(self._parts, judge=JudgeDesk(judge, {}, {}))
         )
-        trainer.pipeline = dataclasses.replace(trainer.pipeline, config=config, judge=trainer.parts.judge)
         trainer.parts.engine.max_completion_length = changed.max_completion_length
         trainer.stream = PromptStream(self._stream.tasks, seed)
         trainer.state = make_state(self._initial, trainer.optimizer, trainer.parts.mesh)

@@ -32,11 +32,10 @@ from ditto_jax.judge.retry import (
     AttemptFailed,
     BudgetFailure,
     PermanentFailure,
-    RefusedFailure,
     RetryBudget,
     Sleep,
     TransientFailure,
-    UnparsableFailure,
+    outcome_of,
     retry_loop,
 )
 from ditto_jax.types import Message, Outcome
@@ -86,6 +85,14 @@ class ClientTotals:
     hedges: int = 0
     cost: float = 0.0
     waited_s: float = 0.0
+
+    def count(self, attempts: int, tokens_in: int, tokens_out: int, latency_s: float) -> None:
+        """Adds one call, whatever came of it."""
+        self.calls += 1
+        self.retries += max(0, attempts - 1)
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.latency_s += latency_s
 
 
 @dataclasses.dataclass
@@ -208,7 +215,7 @@ class ChatClient:
         except AttemptFailed:  # bought when another reply was accepted
             return None
         self.totals.cache_hits += 1
-        self._count(reply.attempts, reply.tokens_in, reply.tokens_out, 0.0)
+        self.totals.count(reply.attempts, reply.tokens_in, reply.tokens_out, 0.0)
         return CallResult(
             Outcome.OK,
             parsed,
@@ -236,11 +243,11 @@ class ChatClient:
                 if progress.in_flight:
                     self._shared.breaker.failed(progress)
             except AttemptFailed as failure:
-                outcome, detail = _outcome_of(failure), failure.detail
+                outcome, detail = outcome_of(failure), failure.detail
             finally:
                 self._shared.breaker.left(progress)
             latency_s = time.monotonic() - start
-        self._count(progress.attempts, progress.tokens_in, progress.tokens_out, latency_s)
+        self.totals.count(progress.attempts, progress.tokens_in, progress.tokens_out, latency_s)
         return CallResult(
             outcome=outcome,
             parsed=parsed,
@@ -369,21 +376,6 @@ class ChatClient:
             self._loop = loop
             self._places = asyncio.Semaphore(self._config.max_concurrent)
         return self._places
-
-    def _count(self, attempts: int, tokens_in: int, tokens_out: int, latency_s: float) -> None:
-        self.totals.calls += 1
-        self.totals.retries += max(0, attempts - 1)
-        self.totals.tokens_in += tokens_in
-        self.totals.tokens_out += tokens_out
-        self.totals.latency_s += latency_s
-
-
-def _outcome_of(failure: AttemptFailed) -> Outcome:
-    if isinstance(failure, RefusedFailure):
-        return Outcome.REFUSED
-    if isinstance(failure, BudgetFailure):
-        return Outcome.OVER_BUDGET
-    return Outcome.UNPARSABLE if isinstance(failure, UnparsableFailure) else Outcome.UNAVAILABLE
 
 
 def _estimate(config: EndpointConfig, body: dict[str, Any]) -> int:

@@ -24,7 +24,7 @@ from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.reading import parse_completion
 from ditto_jax.judge.replies import ReplyT
-from ditto_jax.judge.retry import AttemptFailed, RefusedFailure
+from ditto_jax.judge.retry import AttemptFailed, outcome_of
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Message, Outcome, Verdict
@@ -105,18 +105,14 @@ class PolicyClient:
         question = Question(chat, name.sample, name.prompt_version, config.max_tokens)
         answer = await self._ask(question)
         latency_s = time.monotonic() - began
-        self.totals.calls += 1
-        self.totals.tokens_in += answer.tokens_in
-        self.totals.tokens_out += answer.tokens_out
-        self.totals.latency_s += latency_s
+        self.totals.count(1, answer.tokens_in, answer.tokens_out, latency_s)
         outcome, parsed, detail = Outcome.OVER_BUDGET, None, answer.lack
         if not answer.lack:
             completion = Completion(answer.text, "", answer.is_cut_off, answer.tokens_in, answer.tokens_out)
             try:
                 outcome, parsed, detail = Outcome.OK, parse_completion(completion, reply_model, config.where), ""
             except AttemptFailed as failure:
-                outcome = Outcome.REFUSED if isinstance(failure, RefusedFailure) else Outcome.UNPARSABLE
-                detail = failure.detail
+                outcome, detail = outcome_of(failure), failure.detail
         return CallResult(outcome, parsed, answer.text, answer.tokens_in, answer.tokens_out, latency_s, 1, None, detail)
 
     async def aclose(self) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import tenacity
 
+from ditto_jax.types import Outcome
+
 RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 MAX_BACKOFF_S = 60.0
 _MAX_RETRY_AFTER_S = 86_400.0  # event loops refuse absurd timers; the deadline of the call ends any such wait anyway
@@ -91,6 +93,15 @@ def retry_loop(budget: RetryBudget, sleep: Sleep) -> tenacity.AsyncRetrying:
         sleep=sleep,
         reraise=True,
     )
+
+
+def outcome_of(failure: AttemptFailed) -> Outcome:
+    """Returns the outcome of a call that ended with this failure."""
+    if isinstance(failure, RefusedFailure):
+        return Outcome.REFUSED
+    if isinstance(failure, BudgetFailure):
+        return Outcome.OVER_BUDGET
+    return Outcome.UNPARSABLE if isinstance(failure, UnparsableFailure) else Outcome.UNAVAILABLE
 
 
 def is_retried(status: int) -> bool:

@@ -3,7 +3,7 @@
 checkpoint → **the steps from there on, in memory** → the step again → comparison, tokens, other words
 
 Bit for bit needs the weights that sampled the step. A checkpoint before it has those of an earlier step; the steps
-between are trained again, with the recorded verdicts and words, through `loop.Trainer`. The run is only read.
+between are trained again, with the recorded verdicts and words, through `trainer.Trainer`. The run is only read.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="ditto-replay-") as scratch, asyncio.Runner() as runner:
         trainer = open_trainer(past, Path(scratch), objective)
         try:
-            require_same_prompts(trainer, past, request.step)
-            once = _Replaying(request, past, trainer, prompt, sample, runner)
+            require_same_prompts(trainer, request.step, rows)
+            once = _Replaying(request, past, rows, trainer, prompt, sample, runner)
             once.check_words()
             tell(_plan(past, checkpoint, between))
             restore(trainer, past, checkpoint)
@@ -148,10 +148,18 @@ class _Replaying:
     """The replay of one request."""
 
     def __init__(
-        self, request: ReplayRequest, past: Past, trainer: Trainer, prompt: int, sample: int, runner: asyncio.Runner
+        self,
+        request: ReplayRequest,
+        past: Past,
+        recorded: list[dict[str, Any]],
+        trainer: Trainer,
+        prompt: int,
+        sample: int,
+        runner: asyncio.Runner,
     ):
         self._request = request
         self._past = past
+        self._recorded = recorded
         self._trainer = trainer
         self._prompt = prompt
         self._sample = sample
@@ -169,7 +177,7 @@ class _Replaying:
     def run(self, checkpoint: int, between: tuple[int, ...], tell: Callable[[str], None]) -> Replay:
         """Returns the replay; the trainer stands behind the step of `checkpoint`."""
         trainer, step, prompt = self._trainer, self._request.step, self._prompt
-        recorded = self._past.rows(step)
+        recorded = self._recorded
         replayed = Replay(
             run=self._past.run.path,
             step=step,

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from ditto_jax.judge.config import FEEDBACK_ROLE, JudgeConfig, PartnerConfig, Sh
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.objective import Objective, make_objective
 from ditto_jax.replay.judge import RecordedJudge
-from ditto_jax.replay.past import Past
+from ditto_jax.replay.past import Past, Row
 from ditto_jax.rollouts.pipeline import overlap_of
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.setup import assemble, require_training_room, training_stream
@@ -109,11 +110,11 @@ def restore(trainer: Trainer, past: Past, checkpoint: int) -> None:
             trainer.restore(*saved.restore(trainer.state, checkpoint))
 
 
-def require_same_prompts(trainer: Trainer, past: Past, step: int) -> None:
-    """Returns nothing; raises DataError if the tasks do not give the step the prompts that it had."""
-    count = past.config.rollout.prompts_per_step
+def require_same_prompts(trainer: Trainer, step: int, rows: Sequence[Row]) -> None:
+    """Returns nothing; raises DataError if the tasks do not give the step the prompts of its recorded `rows`."""
+    count = trainer.config.rollout.prompts_per_step
     now = [prompt.id for prompt in trainer.stream.at((step - 1) * count, count)]
-    then = {int(row["prompt_index"]): str(row["prompt_id"]) for row in past.rows(step)}
+    then = {int(row["prompt_index"]): str(row["prompt_id"]) for row in rows}
     for index, known in sorted(then.items()):
         if index >= len(now) or now[index] != known:
             found = now[index] if index < len(now) else "nothing"

@@ -23,6 +23,7 @@ from ditto_jax.judge.hub import Hub
 from ditto_jax.keys import derive
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.partners import Partners
+from ditto_jax.rollouts.together import all_of
 from ditto_jax.tasks.base import EpisodeFailure, FeedbackReply, ReplyPort
 from ditto_jax.types import Author, Chat, FinishReason, Outcome, Reply, Span, Transcript
 from model.sampling import SamplingParams
@@ -147,13 +148,7 @@ class ApiEngine:
                 played = await self._play_one(attempt, fields)
             return await judged(index, played)
 
-        tasks = [asyncio.create_task(one(index, attempt)) for index, attempt in enumerate(attempts)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await all_of([one(index, attempt) for index, attempt in enumerate(attempts)])
 
     async def _play_one(self, attempt: Attempt, fields: dict[str, Any]) -> Played | Abandoned:
         def policy(role: str) -> _Port:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from ditto_jax.judge.policy import Answer, Question
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, EpisodePorts, Played
 from ditto_jax.rollouts.partners import Partners
+from ditto_jax.rollouts.together import all_of
 from ditto_jax.sampling.sampler import OpenCall, Sampler
 from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.tasks.base import EpisodeFailure
@@ -97,10 +98,8 @@ class Engine:
         async def draw(batch: Sequence[_Pending]) -> None:
             requests = [pending.request for pending in batch]
             chunks = self.sampler.generate(params, requests, sampling, self._stop_strings, many_turns)
-            # Device work in a thread, so that judges and partners are served while rows decode.
-            while (finished := await asyncio.to_thread(next, chunks, None)) is not None:
-                for index, sampled in finished:
-                    self.hand_over(sampled, batch[index].future)
+            async for index, sampled in _ended(chunks):
+                self.hand_over(sampled, batch[index].future)
 
         return await _Play(self, draw, attempts, judged, self._turn).run()
 
@@ -128,11 +127,10 @@ class Engine:
             requests[index] = SampleRequest(ids, group, question.sample.key(f"judge {question.name}"), limit)
         asked = list(requests)
         chunks = self.sampler.generate(self._weights, list(requests.values()), SamplingParams(temperature=temperature))
-        while (finished := await asyncio.to_thread(next, chunks, None)) is not None:
-            for place, sampled in finished:
-                is_cut_off = sampled.finish_reason is FinishReason.LENGTH
-                tokens = len(requests[asked[place]].ids), len(sampled.ids)
-                answers[asked[place]] = Answer(self.text_of(sampled), is_cut_off, *tokens)
+        async for place, sampled in _ended(chunks):
+            is_cut_off = sampled.finish_reason is FinishReason.LENGTH
+            tokens = len(requests[asked[place]].ids), len(sampled.ids)
+            answers[asked[place]] = Answer(self.text_of(sampled), is_cut_off, *tokens)
         return [answers[index] for index in range(len(questions))]
 
     @contextlib.asynccontextmanager
@@ -166,6 +164,13 @@ class Engine:
         text = self._decode(ids)
         ends = [text.find(stop) for stop in self._stop_strings if stop in text]
         return (text[: min(ends)] if ends else text).strip()
+
+
+async def _ended(chunks: Iterator[list[tuple[int, Sampled]]]) -> AsyncIterator[tuple[int, Sampled]]:
+    """Requests as they end. Device work is in a thread, so that judges and partners are served while rows decode."""
+    while (finished := await asyncio.to_thread(next, chunks, None)) is not None:
+        for one in finished:
+            yield one
 
 
 class Stream:
@@ -313,14 +318,3 @@ class _Play(Generic[ResultT]):
                     if not pending.future.done():
                         pending.future.set_exception(error)
                 raise
-
-
-async def all_of(work: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Returns the results in order; the first exception is raised here, once the others are cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

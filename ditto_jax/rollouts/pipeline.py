@@ -20,11 +20,12 @@ from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import FEEDBACK_ROLE, JudgeConfig
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import Objective
-from ditto_jax.rollouts.engine import Engine, Stream, all_of
+from ditto_jax.rollouts.engine import Engine, Stream
 from ditto_jax.rollouts.prompts import LoadedTask, Prompt
 from ditto_jax.rollouts.refinement import asked_below, second_attempts
 from ditto_jax.rollouts.rollout import Sampling, draft_rollouts
 from ditto_jax.rollouts.shuffled_words import with_shuffled_words
+from ditto_jax.rollouts.together import all_of
 from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.types import Rollout, RolloutRole
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditto_jax.rollouts.judge_failures import is_call
-
-_POLICY = "policy"  # in the place of a judge's name: words of a reflection
+from ditto_jax.rollouts.rollout import POLICY
+from ditto_jax.types import Author
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,9 +59,11 @@ class RolloutFact:
 def fact_of(step: int, row: Mapping[str, Any]) -> RolloutFact:
     """Returns the facts of one record; what it lacks is empty, zero or None."""
     feedback = row.get("feedback") or {}
-    by_judge = bool(feedback) and feedback.get("judge") != _POLICY
+    by_judge = bool(feedback) and feedback.get("judge") != POLICY
     reply = str(row.get("reply", ""))
-    said = [str(turn.get("text", "")) for turn in row.get("turns") or [] if turn.get("author") == _POLICY] or [reply]
+    said = [str(turn.get("text", "")) for turn in row.get("turns") or [] if turn.get("author") == Author.POLICY] or [
+        reply
+    ]
     usable = feedback.get("text") if feedback.get("outcome") == "ok" and not feedback.get("leak") else None
     return RolloutFact(
         step=step,
