@@ -6,9 +6,10 @@ latencies are log-normal with a deviation of 0.6 of their mean (5 ± 3 s, scaled
 round is its fastest rollouts with a judge that answers at once; the judge floor is the time that the judge's places
 were taken, over their number; `--floors` sweeps the second over the first, the knee being 1. Efficiency is the larger
 floor over the time of the rollouts, from the prompts to the last verdict; that of whole steps counts the update with
-the device, during which no judge can work for a step on policy. All steps are the same work: rounds replay step 1 and
-alternate between "streaming", "barrier" (the same call of the sampler, nothing refined before all drafts are judged)
-and "off" (two calls). Writes judge_overlap.json, judge_overlap.md and judge_overlap.svg.
+the device, during which no judge can work for a step on policy. All modes do the same work: rounds replay steps 2 and 3
+and alternate between "streaming", "barrier" (the same call of the sampler, nothing refined before all drafts are
+judged), "off" (two calls) and "behind" (streaming with `rollout.steps_behind: 1`, whose whole steps alone mean
+something). Seconds are of one step. Writes judge_overlap.json, judge_overlap.md and judge_overlap.svg.
 
     python -m benchmarks.judge_overlap --output benchmark_results
     python -m benchmarks.judge_overlap --size tiny --prompts 2 --group 2 --new 8 --rounds 1 --floors 1    # a trial
@@ -41,8 +42,10 @@ from ditto_jax.tasks.base import JudgeRequest, Source
 from ditto_jax.types import Conversation, Example, Message, Outcome, Verdict
 from launch.environment import prepare_allocator, set_defaults
 
-Mode = Literal["streaming", "barrier", "off"]
-MODES: tuple[Mode, ...] = ("streaming", "barrier", "off")
+Mode = Literal["streaming", "barrier", "off", "behind"]
+ON_POLICY: tuple[Mode, ...] = ("streaming", "barrier", "off")
+MODES: tuple[Mode, ...] = (*ON_POLICY, "behind")
+_TIMED = 2  # steps, after the first: one step behind, that is when the machine is in its stride
 _DEVIATION = 0.6
 _WORDS = 12
 _STOP = "t40"  # ends a reply of random words after 38 tokens on average, with a vocabulary of 4,096
@@ -107,7 +110,7 @@ def judge_process(places: int, words: str) -> Iterator[Judge]:
 
 
 class Steps:
-    """The same step as often as wanted, by a trainer of one mode."""
+    """The same steps as often as wanted, by a trainer of one mode."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, judge: Judge, mode: Mode):
         from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
@@ -124,15 +127,21 @@ class Steps:
         config = RunConfig(
             model_name_or_path=str(folder),
             rollout=RolloutConfig(
-                options.prompts, group, new, stop_strings=(_STOP,), overlap=mode, max_feedback_length=_WORDS + 4
+                options.prompts,
+                group,
+                new,
+                stop_strings=(_STOP,),
+                overlap="streaming" if mode == "behind" else mode,
+                max_feedback_length=_WORDS + 4,
+                steps_behind=1 if mode == "behind" else 0,
             ),
             sampler=SamplerShapes(
                 prefix=(prompt,), tail=(1, _WORDS + 4), max_new_tokens=new, max_rows=options.rows, chunk=options.chunk
             ),
             judge=JudgeConfig(**asked, max_concurrent=options.places, timeout_s=600.0),
-            objective=ObjectiveConfig(name="ditto", truncated="keep"),
+            objective=ObjectiveConfig(name="ditto", truncated="keep", mismatch="token_tis"),
             optimizer=OptimizerConfig(learning_rate=1e-9),
-            train=TrainConfig(max_steps=10_000, micro_batch=1, prefix=(prompt,), suffix=(new + _WORDS + 8,)),
+            train=TrainConfig(max_steps=1 + _TIMED, micro_batch=1, prefix=(prompt,), suffix=(new + _WORDS + 8,)),
         )
         task = JudgedWords(WordOptions(SIZES[options.size].config.vocab_size, prompt))
         examples = task.load(Source(limit=options.prompts))
@@ -141,28 +150,34 @@ class Steps:
         self._runner = asyncio.Runner()
 
     def run(self, mean_s: float) -> Round:
-        """Returns the seconds of step 1 with latencies of this mean, its time split, and what the judge did."""
+        """Returns the seconds of a step with latencies of this mean, its time split, and what the judge did."""
         import jax
 
         from benchmarks.paired import timed
         from ditto_jax.runs.metrics import Stopwatch
 
-        self._judge.settle(mean_s)
         trainer, watch = self._trainer, Stopwatch()
-        trainer.done_steps = trainer.position = 0
+        trainer.done_steps = 0 if trainer.config.rollout.steps_behind else 1
+        trainer.position = trainer.done_steps * trainer.config.rollout.prompts_per_step
+        self._judge.settle(mean_s)
+        if not trainer.done_steps:
+            self._runner.run(trainer.step(Stopwatch()))  # the next one is on its way at its end
 
-        def work() -> dict[str, Any]:
-            metrics, _ = self._runner.run(trainer.step(watch))
+        def work() -> list[dict[str, Any]]:
+            rows = [self._runner.run(trainer.step(watch))[0] for _ in range(_TIMED)]
             jax.block_until_ready(trainer.state)
-            return metrics
+            return rows
 
-        spent, metrics = timed(work)
-        split = {name: seconds for name, seconds in watch.split().items() if name != "time/step_s"}
+        spent, rows = timed(work)
+        spent = {name: value / _TIMED for name, value in spent.items()}
+        split = {name: seconds / _TIMED for name, seconds in watch.split().items() if name != "time/step_s"}
         rollouts_s = sum(split.get(f"time/{phase}_s", 0.0) for phase in ("draft", "refine", "rollout"))
-        idle = {"unhidden_s": metrics["judge/unhidden_latency_s"]} if "judge/unhidden_latency_s" in metrics else {}
-        learned = {name: metrics[name] for name in ("completions/sampled_tokens", "reward", "feedback/revised_reward")}
-        judged = self._judge.settle(0.0)
-        return {**spent, "rollouts_s": rollouts_s, **judged, **idle, "split": split, "learned": learned}
+        names = ("completions/sampled_tokens", "reward", "feedback/revised_reward")
+        learned = [{name: row[name] for name in names} for row in rows]
+        idle = [row["judge/unhidden_latency_s"] for row in rows if "judge/unhidden_latency_s" in row]
+        judged = {name: value / _TIMED for name, value in self._judge.settle(0.0).items()}
+        told = {"unhidden_s": sum(idle) / _TIMED} if idle else {}
+        return {**spent, "rollouts_s": rollouts_s, **judged, **told, "split": split, "learned": learned}
 
     def close(self) -> None:
         self._runner.run(self._trainer.parts.aclose())
@@ -177,15 +192,17 @@ def play(steps: Mapping[str, Steps], floors: Sequence[float], places: int, round
     for number in range(rounds):
         order = rotation(list(steps), number)
         at_once = {mode: steps[mode].run(0.0) for mode in order}
-        device_s = min(step["rollouts_s"] for step in at_once.values())
-        calls = at_once[order[0]]["calls"]
+        device_s = min(at_once[mode]["rollouts_s"] for mode in ON_POLICY)
+        calls = at_once["streaming"]["calls"]
         points = []
         for ratio in floors:
             mean_s = ratio * device_s * places / calls
             modes = {mode: steps[mode].run(mean_s) for mode in order}
             points.append({"ratio": ratio, "mean_latency_s": mean_s, "modes": modes})
-            told = ", ".join(f"{mode} {step['rollouts_s']:.2f} s" for mode, step in modes.items())
-            print(f"  round {number + 1} of {rounds}, floors {ratio:g}: {told}", flush=True)
+            told = ", ".join(
+                f"{mode} {step['rollouts_s']:.2f} of {step['seconds']:.2f} s" for mode, step in modes.items()
+            )
+            print(f"  round {number + 1} of {rounds}, floors {ratio:g}: rollouts {told}", flush=True)
         played.append({"device_floor_s": device_s, "at_once": at_once, "points": points})
     return played
 
@@ -194,16 +211,16 @@ def figures(played: Sequence[Mapping[str, Any]], places: int) -> dict[str, Any]:
     """Returns by point of the sweep: floors, seconds and efficiency of every mode, and how much faster streaming is."""
     _require_same_work(played)
     points = [_point(played, number, places) for number in range(len(played[0]["points"]))]
-    at_once = {mode: spread([one["at_once"][mode]["rollouts_s"] for one in played]) for mode in MODES}
+    at_once = {mode: spread([one["at_once"][mode]["rollouts_s"] for one in played]) for mode in ON_POLICY}
     return {"at_once_s": at_once, "calls": played[0]["at_once"]["streaming"]["calls"], "points": points}
 
 
 def _point(played: Sequence[Mapping[str, Any]], number: int, places: int) -> dict[str, Any]:
     points = [one["points"][number] for one in played]
-    judged = [statistics.fmean(step["busy_s"] for step in point["modes"].values()) / places for point in points]
+    judged = [statistics.fmean(point["modes"][mode]["busy_s"] for mode in ON_POLICY) / places for point in points]
     device = [one["device_floor_s"] for one in played]
     whole = [min(step["seconds"] for step in one["at_once"].values()) for one in played]
-    rollouts = {mode: [point["modes"][mode]["rollouts_s"] for point in points] for mode in MODES}
+    rollouts = {mode: [point["modes"][mode]["rollouts_s"] for point in points] for mode in ON_POLICY}
     steps = {mode: [point["modes"][mode]["seconds"] for point in points] for mode in MODES}
     streamed = rollouts["streaming"]
     return {
@@ -215,7 +232,8 @@ def _point(played: Sequence[Mapping[str, Any]], number: int, places: int) -> dic
         "steps_s": {mode: spread(taken) for mode, taken in steps.items()},
         "efficiency": {mode: _over(map(max, device, judged), taken) for mode, taken in rollouts.items()},
         "efficiency_of_steps": {mode: _over(map(max, whole, judged), taken) for mode, taken in steps.items()},
-        "streaming_is_faster_than": {mode: _over(rollouts[mode], streamed) for mode in MODES[1:]},
+        "streaming_is_faster_than": {mode: _over(rollouts[mode], streamed) for mode in ON_POLICY[1:]},
+        "behind_is_faster_than": {mode: _over(steps[mode], steps["behind"]) for mode in ON_POLICY},
         "unhidden_s": spread([point["modes"]["streaming"]["unhidden_s"] for point in points]),
     }
 
@@ -234,14 +252,18 @@ def _require_same_work(played: Sequence[Mapping[str, Any]]) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """Returns Markdown: a line a point."""
-    names = ["judge floor / device floor", "mean latency, s", *(f"{mode}, s" for mode in MODES)]
-    names += [*(f"efficiency, {mode}" for mode in MODES), *(f"{mode} / streaming" for mode in MODES[1:])]
+    names = ["judge floor / device floor", "mean latency, s", *(f"{mode}, s" for mode in ON_POLICY)]
+    names += [*(f"efficiency, {mode}" for mode in ON_POLICY), *(f"{mode} / streaming" for mode in ON_POLICY[1:])]
+    whole: tuple[Mode, ...] = ("streaming", "behind")
+    names += [*(f"whole step, {mode}, s" for mode in whole), *(f"its efficiency, {mode}" for mode in whole)]
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for point in result["points"]:
         cells = [f"{point['ratio']:g}", text_of(point["mean_latency_s"], 3)]
-        cells += [text_of(point["rollouts_s"][mode], 2) for mode in MODES]
-        cells += [text_of(point["efficiency"][mode], 2) for mode in MODES]
-        cells += [text_of(point["streaming_is_faster_than"][mode], 2) for mode in MODES[1:]]
+        cells += [text_of(point["rollouts_s"][mode], 2) for mode in ON_POLICY]
+        cells += [text_of(point["efficiency"][mode], 2) for mode in ON_POLICY]
+        cells += [text_of(point["streaming_is_faster_than"][mode], 2) for mode in ON_POLICY[1:]]
+        cells += [text_of(point["steps_s"][mode], 2) for mode in whole]
+        cells += [text_of(point["efficiency_of_steps"][mode], 2) for mode in whole]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -252,7 +274,7 @@ def picture(result: Mapping[str, Any]) -> str:
 
     figure, axes = drawing(300)
     places = [point["mean_latency_s"]["median"] for point in result["points"]]
-    for number, mode in enumerate(MODES):
+    for number, mode in enumerate(ON_POLICY):
         colour, points = ink(SERIES[number]), [point["rollouts_s"][mode] for point in result["points"]]
         axes.plot(places, [p["median"] for p in points], color=colour, marker="o", markersize=4, label=mode)
         axes.fill_between(places, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.2)

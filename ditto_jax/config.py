@@ -118,9 +118,12 @@ class RolloutConfig:
     rollout; refined_per_draft is 1. Training samples from the untruncated distribution, so that the recorded
     log-probs are the policy's. overlap: refine the drafts of a prompt as soon as its words are back, while others are
     sampled (streaming); the same when all drafts of the step are judged, with the same results to the bit (barrier); or
-    in two calls that are laid out for their requests (off); auto streams where a judge is asked that takes its time,
+    in two calls that are laid out for their requests (off), which the two halves of the prompts can have by turns, one
+    sampled while the other is judged (waves); auto streams where a judge is asked that takes its time,
     and the task and the objective allow it (docs/how-it-works.md). max_feedback_length: tokens that words may add to a
-    prompt with the first two.
+    prompt with the first two. steps_behind: 0 samples a step with the weights that learn from it; 1 with those of one
+    step before, so that the rollouts of the next step are sampled and judged while the present one is learned from;
+    every term of the objective then needs a `mismatch`, the weight for the policy having moved on.
     """
 
     prompts_per_step: int = 64
@@ -129,8 +132,9 @@ class RolloutConfig:
     temperature: float = 1.0
     stop_strings: tuple[str, ...] = ()
     feedback_below: float = 1.0
-    overlap: Literal["auto", "streaming", "barrier", "off"] = "auto"
+    overlap: Literal["auto", "streaming", "barrier", "waves", "off"] = "auto"
     max_feedback_length: int = 256
+    steps_behind: Literal[0, 1] = 0
 
     def __post_init__(self):
         if self.max_feedback_length < 1:
@@ -245,7 +249,14 @@ class RunConfig:
             num_generations=self.rollout.num_generations,
             max_completion_length=self.rollout.max_completion_length,
             feedback_is_given=not self.tasks or any(map(self._may_be_asked_about, self.tasks)),
+            steps_behind=self.rollout.steps_behind,
         )
+        if self.rollout.steps_behind and self.shadow.kind != "none":
+            raise ConfigError(
+                f"rollout.steps_behind={self.rollout.steps_behind} with shadow.kind={self.shadow.kind}: second "
+                "opinions are collected when nothing else is judged; set rollout.steps_behind to 0 or shadow.kind to "
+                "none"
+            )
         if self.train.updates_per_step > self.rollout.prompts_per_step:
             raise ConfigError(
                 f"train.updates_per_step={self.train.updates_per_step} exceeds rollout.prompts_per_step="

@@ -114,7 +114,7 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
                 with tracked(names, run, trainer.done_steps + 1, progress.note) as trackers:
                     _run_steps(trainer, run, saved, progress, trackers, preempted, runner)
         finally:
-            runner.run(parts.aclose())
+            runner.run(trainer.aclose())
         run.set_status("finished", trainer.done_steps, 0)
         report = write_report([run.path])
         progress.summary(read_evaluations(run))
@@ -170,5 +170,6 @@ def _evaluate_if_due(
     if step in (0, config.train.max_steps) or (every and step % every == 0):
         done = {record["label"] for record in read_evaluations(run) if record["step"] == step}
         tasks = [task for task in parts.evaluation if task.label not in done]
+        runner.run(trainer.at_rest())
         runner.run(evaluate_tasks(tasks, parts, trainer.sampling_params(), config, run, step, progress))
         trackers.evaluated(step, [record for record in read_evaluations(run) if record["step"] == step])

@@ -2,26 +2,31 @@
 
 prompt → draft rollout → judge → feedback → refined rollout → views and pools → sharded update
 
-`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. Writes nothing to disk: what is kept,
-and when, is `loop.py`'s.
+`Trainer` holds the state of a run; `step` reads top to bottom like the sentence. One step behind, the first half of the
+next sentence is under way during the second half of this one, and what is learned is the same as if it were not. Writes
+nothing to disk: what is kept, and when, is `loop.py`'s.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ditto_jax.config import RunConfig
 from ditto_jax.judge.health import require_healthy
+from ditto_jax.judge.shadow import SecondOpinions
 from ditto_jax.keys import derive
 from ditto_jax.objective import Objective, make_objective
+from ditto_jax.objective.validation import require_correction
 from ditto_jax.rollouts.contexts import Contexts
-from ditto_jax.rollouts.pipeline import Pipeline, overlap_of
+from ditto_jax.rollouts.pipeline import Overlap, Pipeline, overlap_of
 from ditto_jax.rollouts.prompt_lengths import room_of
 from ditto_jax.rollouts.prompts import Prompt, PromptStream
 from ditto_jax.rollouts.records import rollout_rows
@@ -36,22 +41,26 @@ from ditto_jax.update.loss import finish_metrics
 from ditto_jax.update.packing import BatchShapes, batch_shapes, keys_per_token
 from ditto_jax.update.passes import columns_of, needs_average, needs_initial
 from ditto_jax.update.scoring import PassWeights, Scoring
-from ditto_jax.update.state import TrainState, advance_average, make_optimizer, make_state
+from ditto_jax.update.state import TrainState, advance_average, copied, make_optimizer, make_state
 from ditto_jax.update.train_step import UpdateConfig, finish_gap, make_update
 from ditto_jax.weights import Weights
 from model.partition import row_sharding
 from model.sampling import SamplingParams
 
+_NO_OPINIONS = SecondOpinions()
+
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-    """The judged and refined rollouts of one step, of which nothing is learned yet. counted: what judges and partners
-    had counted before it. waited: metrics of the time in which nothing was sampled.
+    """The judged and refined rollouts of one step, of which nothing is learned yet. policy_step: the step whose weights
+    sampled them. spent: what judges and partners counted meanwhile. waited: metrics of the time in which nothing was
+    sampled.
     """
 
     prompts: Sequence[Prompt]
     rollouts: Sequence[Rollout]
-    counted: Mapping[str, float]
+    policy_step: int
+    spent: Mapping[str, float]
     waited: Mapping[str, float]
 
 
@@ -67,6 +76,22 @@ class Lesson:
     batch: TrainBatch
 
 
+class _Learned(NamedTuple):
+    """Views and advantages of a step that was learned from, and what scoring and updates say of it."""
+
+    views: Sequence[View]
+    advantages: AdvantageResult
+    metrics: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+    """The rollouts of the next step, on their way; watch: the time that they take."""
+
+    experience: asyncio.Task[Experience]
+    watch: Stopwatch
+
+
 class Trainer:
     """A run in progress: parts, state, and the position in the prompt stream."""
 
@@ -75,6 +100,7 @@ class Trainer:
         self.config = config
         self.parts = parts
         self.objective = objective or make_objective(config.objective)
+        require_correction(self.objective, config.rollout.steps_behind)
         self.stream = stream
         self.position = 0
         self.done_steps = 0
@@ -83,7 +109,8 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, train.max_steps * train.updates_per_step)
         self.weights = Weights(config, parts.policy, parts.mesh)
         averaged = needs_average(self.objective)
-        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh, averaged=averaged)
+        behind = bool(config.rollout.steps_behind)
+        self.state = make_state(self.weights.initial(), self.optimizer, parts.mesh, averaged=averaged, behind=behind)
         self._initial = self.weights.untrained(self.state.params) if needs_initial(self.objective) else None
         self.update_config = UpdateConfig(
             model=parts.policy.config,
@@ -94,12 +121,14 @@ class Trainer:
             lora=self.weights.lora,
             gradient_dtype=train.gradient_dtype,
         )
-        self._update = make_update(self.update_config, self.optimizer, parts.mesh, self.state, self.weights.base)
+        updated = self.state._replace(behaviour=None)
+        self._update = make_update(self.update_config, self.optimizer, parts.mesh, updated, self.weights.base)
         self.shapes = _batch_shapes(config, parts, self.objective)
         columns = columns_of(self.objective, parts.policy.config.vocab_size, train.updates_per_step)
         self.scoring = Scoring(self.update_config, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
-        self._overlap = overlap_of(config, self.objective, stream.tasks)
+        self._ahead: _Ahead | None = None
+        self._overlap: Overlap = overlap_of(config, self.objective, stream.tasks)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -111,33 +140,29 @@ class Trainer:
         train, sampler = self.config.train, self.parts.engine.sampler
         longest = train.prefix[-1] + train.suffix[-1] - 1  # what an update has room for, and a token of reply
         many_turns = any(loaded.task.many_turns for loaded in self.stream.tasks)
-        members, weights = self.config.rollout.num_generations, self.sampling_params()
-        if self.pipeline.overlap != "off":
+        members, weights = self.config.rollout.num_generations, self.sampling().params
+        if self.pipeline.shares_a_call:
             words = self.config.rollout.max_feedback_length
             return sampler.warm_up_open(weights, self._settings, members, longest, words)
         return sampler.warm_up(weights, self._settings, members, longest, many_turns)
 
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs one step; returns its metrics and the records of its rollouts."""
-        return await self.learn(await self.experience(watch), watch)
+        if not self.config.rollout.steps_behind:
+            return await self.learn(await self.experience(watch), watch)
+        experience = await self._arrival(watch)
+        self._pass_on_weights()
+        self._begin_next(self.position + len(experience.prompts))
+        # In a thread, so that judges and partners of the next step are served meanwhile.
+        return self._closed(experience, await asyncio.to_thread(self._learn, experience, watch))
 
     def sampling(self) -> Sampling:
-        """Returns who samples the rollouts of the next step, with the present weights."""
-        engine, config = self.parts.engine, self.config
-        room, number = room_of(engine, config.train), self.done_steps + 1
-        return Sampling(engine, self.sampling_params(), self._settings, config.seed, number, room)
+        """Returns who samples the rollouts of the next step, and with which weights."""
+        return self._sampling_of(self.done_steps + 1)
 
     async def experience(self, watch: Stopwatch) -> Experience:
         """Returns the rollouts of the next step: prompt → draft rollout → judge → feedback → refined rollout."""
-        config = self.config
-        prompts = self.stream.at(self.position, config.rollout.prompts_per_step)
-        sampling = self.sampling()
-        counted = self.parts.counters()
-        rollouts, waited = await self.pipeline.rollouts(sampling, prompts, watch)
-        self.parts.engine.sampler.release()
-        self.parts.require_budget()
-        _require_healthy_judge(rollouts, config.judge.max_error_rate, sampling.step)
-        return Experience(prompts, rollouts, counted, waited)
+        return await self._experience(self.sampling(), self.position, watch)
 
     async def learn(
         self, experience: Experience, watch: Stopwatch, look: Callable[[Lesson], None] = lambda lesson: None
@@ -146,39 +171,108 @@ class Trainer:
 
         look: is shown every lesson while the state is still as it was before that update.
         """
-        prompts, rollouts, number = experience.prompts, experience.rollouts, self.done_steps + 1
+        self._pass_on_weights()
+        counted = self.parts.counters()
+        learned = self._learn(experience, watch, look)
+        second = await self.parts.second_opinions()
+        return self._closed(experience, learned, second, _difference(self.parts.counters(), counted))
+
+    async def at_rest(self) -> None:
+        """Waits until no rollouts of a next step are on their way; what became of them is told by that step."""
+        if self._ahead is not None:
+            await asyncio.wait([self._ahead.experience])
+
+    async def aclose(self) -> None:
+        """Gives up rollouts that are on their way, and closes the connections of judges and partners."""
+        if self._ahead is not None:
+            self._ahead.experience.cancel()
+            await self.at_rest()
+        await self.parts.aclose()
+
+    def _sampling_of(self, number: int) -> Sampling:
+        engine, behaviour = self.parts.engine, self.state.behaviour
+        params = self.sampling_params() if behaviour is None else self.weights.for_sampling(behaviour)
+        return Sampling(engine, params, self._settings, self.config.seed, number, room_of(engine, self.config.train))
+
+    def _pass_on_weights(self) -> None:
+        """Before the updates of a step: one step behind, the next is sampled with the weights that these begin with."""
+        if self.state.behaviour is not None:
+            self.state = self.state._replace(behaviour=copied(self.state.params))
+
+    def _begin_next(self, position: int) -> None:
+        """Begins the rollouts of the step after the next, whose prompts begin at `position`, if there is one."""
+        if self.done_steps + 1 < self.config.train.max_steps:
+            watch = Stopwatch()
+            experience = self._experience(self._sampling_of(self.done_steps + 2), position, watch)
+            self._ahead = _Ahead(asyncio.create_task(experience), watch)
+
+    async def _arrival(self, watch: Stopwatch) -> Experience:
+        """The rollouts of the next step: those on their way, or, where a run begins or goes on, new ones."""
+        if self._ahead is None:
+            return await self.experience(watch)
+        ahead, self._ahead = self._ahead, None
+        with watch.phase("wait"):
+            experience = await ahead.experience
+        watch.include(ahead.watch)
+        return experience
+
+    async def _experience(self, sampling: Sampling, position: int, watch: Stopwatch) -> Experience:
+        config = self.config
+        prompts = self.stream.at(position, config.rollout.prompts_per_step)
+        counted = self.parts.counters()
+        rollouts, waited = await self.pipeline.rollouts(sampling, prompts, watch)
+        self.parts.engine.sampler.release()
+        self.parts.require_budget()
+        _require_healthy_judge(rollouts, config.judge.max_error_rate, sampling.step)
+        policy_step = max(0, sampling.step - 1 - config.rollout.steps_behind)
+        return Experience(prompts, rollouts, policy_step, _difference(self.parts.counters(), counted), waited)
+
+    def _learn(
+        self, experience: Experience, watch: Stopwatch, look: Callable[[Lesson], None] = lambda lesson: None
+    ) -> _Learned:
+        """All of `learn` that asks nobody."""
+        prompts, rollouts = experience.prompts, experience.rollouts
         with watch.phase("pack"):
             room = room_of(self.parts.engine, self.config.train)
             contexts = Contexts(prompts, self.parts.policy.chat_format, room)
             views = views_of(rollouts, self.objective.views, contexts)
             advantages = assign(row_table(views), self.objective)
-            updates = self._updates(views, number)
-        with watch.phase("score"):
+            updates = self._updates(views, self.done_steps + 1)
+        with watch.phase("score"), self.parts.engine.device:
             hinted = views_of(rollouts, (ViewRole.DRAFT_FB,), contexts) if self.scoring.columns.teacher else []
             views, scored = self.scoring.fill(views, hinted, updates, advantages.row_valid, self._pass_weights())
         with watch.phase("pack"):
             lessons = [self._lesson(views, members, advantages) for members in updates]
             packed = sum((token_counts(lesson.batch) for lesson in lessons), TokenCounts(0, 0, 0, 0))
-        update_metrics = self._apply(lessons, watch, look)
-        second = await self.parts.second_opinions()
+        moved = self._apply(lessons, watch, look)
+        return _Learned(views, advantages, {**scored, **moved, "train/real_token_fraction": packed.real_fraction})
+
+    def _closed(
+        self,
+        experience: Experience,
+        learned: _Learned,
+        second: SecondOpinions = _NO_OPINIONS,
+        spent: Mapping[str, float] = MappingProxyType({}),
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Ends a step; returns what `step` returns. spent: what judges and partners counted beside its rollouts."""
+        prompts, rollouts, number = experience.prompts, experience.rollouts, self.done_steps + 1
         self.position += len(prompts)
         self.done_steps = number
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
-        for name, value in self.parts.counters().items():
-            self.ledger[name] = self.ledger.get(name, 0) + value - experience.counted.get(name, 0)
+        for name in {**experience.spent, **spent}:
+            self.ledger[name] = self.ledger.get(name, 0) + experience.spent.get(name, 0) + spent.get(name, 0)
         metrics = {
             "step": number,
             "completions/sampled_tokens": sampled_tokens(rollouts),
             **rollout_metrics(rollouts, [prompt.label for prompt in prompts]),
-            **advantages.metrics,
-            **scored,
-            **update_metrics,
+            **learned.advantages.metrics,
+            **learned.metrics,
             **experience.waited,
-            "train/real_token_fraction": packed.real_fraction,
             **second.metrics,
             **self.ledger,
         }
-        return metrics, rollout_rows(number, prompts, rollouts, views, advantages, second.verdicts)
+        rows = rollout_rows(number, prompts, rollouts, learned.views, learned.advantages, second.verdicts)
+        return metrics, [{**row, "policy_step": experience.policy_step} for row in rows]
 
     def _updates(self, views: Sequence[View], number: int) -> list[list[list[int]]]:
         """Returns for each optimiser update the views of its prompts; those of a prompt stay together
@@ -202,11 +296,13 @@ class Trainer:
 
     def _apply(self, lessons: Sequence[Lesson], watch: Stopwatch, look: Callable[[Lesson], None]) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        with watch.phase("update"):
+        behaviour = self.state.behaviour  # is sampled with meanwhile, and an update frees what it is given
+        with watch.phase("update"), self.parts.engine.device:
             batches = jax.device_put([lesson.batch for lesson in lessons], row_sharding(self.parts.mesh, leading=1))
             for lesson, batch in zip(lessons, batches, strict=True):
                 look(lesson)
-                self.state, sums, gap, norm = self._update(self.state, batch)
+                state, sums, gap, norm = self._update(self.state._replace(behaviour=None), batch)
+                self.state = state._replace(behaviour=behaviour)
                 sums, gap, norm = jax.device_get((sums, gap, norm))
                 # Of several updates the last is reported: its ratios have moved furthest from the anchor.
                 metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
@@ -216,7 +312,7 @@ class Trainer:
         return metrics
 
     def sampling_params(self) -> Any:
-        """Returns the parameter value that sampling and evaluation read, for the present state."""
+        """Returns the parameter value that evaluation reads, and sampling that is not one step behind."""
         return self.weights.for_sampling(self.state.params)
 
     def meta(self) -> dict[str, Any]:
@@ -248,3 +344,7 @@ def _batch_shapes(config: RunConfig, parts: Parts, objective: Objective) -> Batc
 def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int) -> None:
     require_healthy(judges_verdicts(rollouts), limit, step)
     require_healthy(judges_words(rollouts), limit, step, least=4)
+
+
+def _difference(counts: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    return {name: count - before.get(name, 0) for name, count in counts.items()}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ditto_jax.config import RunConfig
@@ -27,7 +26,7 @@ from ditto_jax.policy import Policy, load_policy
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.strict import build
-from ditto_jax.update.state import whole_params
+from ditto_jax.update.state import copied, whole_params
 from model.errors import WeightsError
 from model.lora import LoraConfig, combine, init_adapters, merge
 from model.partition import make_mesh, parameter_shardings
@@ -97,7 +96,7 @@ class Weights:
         """
         if self.lora is not None and self._start is None:
             return self.base
-        return self.whole(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trained))
+        return self.whole(copied(trained))
 
     def for_sampling(self, trained: Any) -> Any:
         """Returns `whole(trained)` with adapters in the compute dtype, in which they multiply in any case.

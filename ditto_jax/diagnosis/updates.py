@@ -51,11 +51,7 @@ def nan_updates(evidence: Evidence) -> Iterator[Suspicion]:
             (min(broken), max(broken)),
             places(sampled),
             (
-                Advice(
-                    "optimizer.learning_rate",
-                    f"{evidence.setting('optimizer.learning_rate', 5e-6) / 10:.1e}",
-                    "large steps overflow",
-                ),
+                evidence.other_rate(1 / 10, "large steps overflow"),
                 Advice("dtype", "float32, or bfloat16", "float16 ends at 65,504"),
                 Advice(
                     "resume", f"from a checkpoint before step {min(broken)}", "parameters that are not finite stay so"
@@ -94,7 +90,6 @@ def policy_unchanged(evidence: Evidence) -> Iterator[Suspicion]:
         shared = before.keys() & after.keys()
         if len(shared) < _LEAST_ITEMS or any(before[item] != after[item] for item in shared):
             continue
-        learning_rate = evidence.setting("optimizer.learning_rate", 5e-6)
         yield Suspicion(
             Finding(
                 "policy_unchanged",
@@ -102,12 +97,12 @@ def policy_unchanged(evidence: Evidence) -> Iterator[Suspicion]:
                 f"{pair.label}: all {len(shared)} greedy replies are the same before and after training: the "
                 "parameters hardly moved",
                 {
-                    "optimizer.learning_rate": learning_rate,
+                    "optimizer.learning_rate": evidence.learning_rate,
                     "param_dtype": str(evidence.setting("param_dtype", "float32")),
                 },
                 span_of(evidence.rows),
                 advice=(
-                    Advice("optimizer.learning_rate", f"{10 * learning_rate:.1e}", "steps are too small to show"),
+                    evidence.other_rate(10, "steps are too small to show"),
                     Advice("param_dtype", "float32", "steps below 1/256 of a parameter are rounded away in bfloat16"),
                 ),
             )
@@ -123,7 +118,9 @@ def _greedy_replies(evidence: Evidence, record: Mapping[str, object] | None) -> 
 
 
 def sampler_drift(evidence: Evidence) -> Iterator[Suspicion]:
-    """Log-probs of the sampler and of the update differ, or begin to."""
+    """Log-probs of the sampler and of the update differ, or begin to. One step behind they are meant to."""
+    if evidence.setting("rollout.steps_behind", 0):
+        return
     gaps = series(evidence.rows, "policy/sampler_logprob_gap_mean")
     values = [value for _, value in gaps]
     if not values:
@@ -173,11 +170,7 @@ def ratios_clipped(evidence: Evidence) -> Iterator[Suspicion]:
             {f"{name} rows": value for name, value in sorted(clipped.items())},
             span_of(rows),
             advice=(
-                Advice(
-                    "optimizer.learning_rate",
-                    f"{evidence.setting('optimizer.learning_rate', 5e-6) / 3:.1e}",
-                    "smaller steps stay inside",
-                ),
+                evidence.other_rate(1 / 3, "smaller steps stay inside"),
                 Advice(
                     "train.updates_per_step",
                     str(max(1, updates // 2)),
@@ -226,11 +219,7 @@ def evaluation_worse(evidence: Evidence) -> Iterator[Suspicion]:
                 figures,
                 (int(pair.before.get("step") or 0), int(pair.after.get("step") or 0)),
                 advice=(
-                    Advice(
-                        "optimizer.learning_rate",
-                        f"{evidence.setting('optimizer.learning_rate', 5e-6) / 3:.1e}",
-                        "too large steps undo what was there",
-                    ),
+                    evidence.other_rate(1 / 3, "too large steps undo what was there"),
                     Advice(
                         "evaluation.every",
                         "a tenth of the steps",

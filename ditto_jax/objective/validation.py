@@ -43,12 +43,19 @@ def validate(objective: Objective) -> None:
 
 
 def validate_run(
-    objective: Objective, *, num_generations: int, max_completion_length: int, feedback_is_given: bool
+    objective: Objective,
+    *,
+    num_generations: int,
+    max_completion_length: int,
+    feedback_is_given: bool,
+    steps_behind: int = 0,
 ) -> None:
     """Returns nothing; raises ConfigError for an objective that the run's sampling cannot serve.
 
-    feedback_is_given: whether any task may get words about a draft.
+    feedback_is_given: whether any task may get words about a draft. steps_behind: how much older the weights are that
+    sample.
     """
+    require_correction(objective, steps_behind)
     for pool in objective.pools:
         kinds = _sampled_kinds(objective, pool)
         if pool.key == "prompt" and len(kinds) and len(kinds) * num_generations < pool.needed:
@@ -69,6 +76,24 @@ def validate_run(
             f"{max_completion_length}, so that truncated=penalise would never see a long response; "
             f"{max_completion_length} works"
         )
+
+
+def require_correction(objective: Objective, steps_behind: int) -> None:
+    """Returns nothing; raises ConfigError if rollouts are sampled with older weights and a term does not weigh that.
+
+    The weight is that of the decoupled objective of arXiv 2110.00641: a ratio to the policy at the start of the update
+    (the anchor), times how much likelier that policy makes the sample than the one that drew it (`Mismatch`). An anchor
+    of the sampler's own log-probs has both in one ratio.
+    """
+    if not steps_behind or objective.anchor == "behaviour":
+        return
+    for term in objective.terms:
+        if term.mismatch is None and ViewRole.CRITIQUE not in term.roles:
+            problem = (
+                f"rollout.steps_behind={steps_behind}, but its {term.loss.kind} term on {role_names(term.roles)} takes "
+                "rollouts of older weights for its own"
+            )
+            _fail(objective, problem, "objective.mismatch=token_tis works, or rollout.steps_behind=0")
 
 
 def _fail(objective: Objective, problem: str, works: str) -> None:

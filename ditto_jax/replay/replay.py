@@ -119,7 +119,7 @@ def replay(
             restore(trainer, past, checkpoint)
             return once.run(checkpoint, between, tell)
         finally:
-            runner.run(trainer.parts.aclose())
+            runner.run(trainer.aclose())
 
 
 def _plan(past: Past, checkpoint: int, between: tuple[int, ...]) -> str:

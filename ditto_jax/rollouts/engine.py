@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ditto_jax.judge.policy import Answer, Question
+from ditto_jax.judge.speaker import Answer, Question
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, EpisodePorts, Played
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.rollouts.together import all_of
@@ -45,7 +46,11 @@ _Draw = Callable[[Sequence[_Pending]], Awaitable[None]]
 
 
 class Engine:
-    """Serves many episodes from one sampler. Weights and sampling settings are fixed for one `play` call."""
+    """Serves many episodes from one sampler. Weights and sampling settings are fixed for one `play` call.
+
+    device: held while a program of the sampler runs. Whoever runs others on the same devices at the same time takes it
+    too: programs that were started in another order on one device than on the next could wait for each other for ever.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Engine:
         self.chat_format = chat_format
         self.max_completion_length = max_completion_length
         self.partners = partners
+        self.device = threading.Lock()
         self._roles: dict[str, int] = {"policy": 0}
         self._decode = decode
         self._stop_strings = tuple(stop_strings)
@@ -87,10 +93,12 @@ class Engine:
         sampling: SamplingParams,
         attempts: Sequence[Attempt],
         judged: Callable[[int, Played | Abandoned], Awaitable[ResultT]],
+        turn: contextlib.AbstractAsyncContextManager[None] | None = None,
     ) -> list[ResultT]:
         """Returns `judged(index, played)` for every attempt, in order; each starts as soon as its episode ends.
 
-        The first exception of an episode, of `judged` or of the sampler ends the play and is raised here.
+        turn: held while rollouts are sampled, for plays in an order of their own; by default they come as they are
+        asked for. The first exception of an episode, of `judged` or of the sampler ends the play and is raised here.
         """
         many_turns = any(attempt.many_turns for attempt in attempts)
         self._weights = params
@@ -98,10 +106,10 @@ class Engine:
         async def draw(batch: Sequence[_Pending]) -> None:
             requests = [pending.request for pending in batch]
             chunks = self.sampler.generate(params, requests, sampling, self._stop_strings, many_turns)
-            async for index, sampled in _ended(chunks):
+            async for index, sampled in self._ended(chunks):
                 self.hand_over(sampled, batch[index].future)
 
-        return await _Play(self, draw, attempts, judged, self._turn).run()
+        return await _Play(self, draw, attempts, judged, turn or self._turn).run()
 
     def at_rest(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Waits until no play is sampled, and keeps others from beginning while the context is open."""
@@ -127,7 +135,7 @@ class Engine:
             requests[index] = SampleRequest(ids, group, question.sample.key(f"judge {question.name}"), limit)
         asked = list(requests)
         chunks = self.sampler.generate(self._weights, list(requests.values()), SamplingParams(temperature=temperature))
-        async for place, sampled in _ended(chunks):
+        async for place, sampled in self._ended(chunks):
             is_cut_off = sampled.finish_reason is FinishReason.LENGTH
             tokens = len(requests[asked[place]].ids), len(sampled.ids)
             answers[asked[place]] = Answer(self.text_of(sampled), is_cut_off, *tokens)
@@ -141,7 +149,7 @@ class Engine:
 
         members, prompt, words: as for `Sampler.open`. What a play yields does not depend on other plays or on time.
         """
-        call = self.sampler.open(params, sampling, members, prompt, words, self._stop_strings)
+        call = await self.on_device(self.sampler.open, params, sampling, members, prompt, words, self._stop_strings)
         stream = Stream(self, call)
         serving = asyncio.create_task(stream.serve())
         try:
@@ -150,11 +158,26 @@ class Engine:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
 
+    async def on_device(self, work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Returns what `work` does with the devices, in a thread, so that judges and partners are served meanwhile."""
+
+        def alone() -> ResultT:
+            with self.device:
+                return work(*arguments)
+
+        return await asyncio.to_thread(alone)
+
     def hand_over(self, sampled: Sampled, to: asyncio.Future[Sampled]) -> None:
         """Gives a reply to whoever waits for it, if anybody does still."""
         self.tokens_sampled += len(sampled.ids)
         if not to.done():
             to.set_result(sampled)
+
+    async def _ended(self, chunks: Iterator[list[tuple[int, Sampled]]]) -> AsyncIterator[tuple[int, Sampled]]:
+        """Requests as they end."""
+        while (finished := await self.on_device(lambda: next(chunks, None))) is not None:
+            for one in finished:
+                yield one
 
     def text_of(self, sampled: Sampled) -> str:
         """Returns the reply's text, without its stop token and without a matched stop string."""
@@ -164,13 +187,6 @@ class Engine:
         text = self._decode(ids)
         ends = [text.find(stop) for stop in self._stop_strings if stop in text]
         return (text[: min(ends)] if ends else text).strip()
-
-
-async def _ended(chunks: Iterator[list[tuple[int, Sampled]]]) -> AsyncIterator[tuple[int, Sampled]]:
-    """Requests as they end. Device work is in a thread, so that judges and partners are served while rows decode."""
-    while (finished := await asyncio.to_thread(next, chunks, None)) is not None:
-        for one in finished:
-            yield one
 
 
 class Stream:
@@ -222,7 +238,7 @@ class Stream:
                 if self._call.is_done:
                     await self._arrival()
                     continue
-                for number, sampled in await asyncio.to_thread(self._call.advance):
+                for number, sampled in await self._engine.on_device(self._call.advance):
                     self._engine.hand_over(sampled, self._waiting.pop(number))
         except Exception as error:
             self._error = error

@@ -2,8 +2,9 @@
 
 prompt → draft rollout → judge → feedback → refined rollout, for each prompt on its own where prompts are streamed: a
 draft goes to the judge at the chunk boundary where it ended, and once the words about the drafts of a prompt are back
-its refined rollouts enter the sampler's call, while other drafts are decoded or judged. Results are put in the order of
-prompts and samples, and do not depend on who answered first. Judges nothing and samples nothing itself.
+its refined rollouts enter the sampler's call, while other drafts are decoded or judged. Where prompts cannot be
+streamed, one half of them can be sampled while the other is judged. Results are put in the order of prompts and
+samples, and do not depend on who answered first. Judges nothing and samples nothing itself.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Literal
 
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import ConfigError
@@ -26,10 +27,13 @@ from ditto_jax.rollouts.refinement import asked_below, second_attempts
 from ditto_jax.rollouts.rollout import Sampling, draft_rollouts
 from ditto_jax.rollouts.shuffled_words import with_shuffled_words
 from ditto_jax.rollouts.together import all_of
+from ditto_jax.rollouts.waves import Turns, Wave, halves
 from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.types import Rollout, RolloutRole
 
-Overlap = Literal["streaming", "barrier", "off"]
+Overlap = Literal["streaming", "barrier", "waves", "off"]
+
+_Work = Callable[[Sampling, Sequence[int]], Coroutine[Any, Any, list[Rollout]]]  # of a part of a step's prompts
 
 _ORDER = (RolloutRole.DRAFT, RolloutRole.REFLECTION, RolloutRole.REFINED)
 
@@ -39,18 +43,18 @@ def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTa
 
     Raises ConfigError if it asks for what the tasks or the objective do not allow.
     """
-    chosen, why_not = config.rollout.overlap, ""
+    chosen, why_not, works = config.rollout.overlap, "", "auto, waves or off"
     if many := [loaded.label for loaded in tasks if loaded.task.many_turns]:
         why_not = f"the policy speaks more than once in {', '.join(many)}, and later turns go on from kept keys"
     elif any(judge.kind == "policy" for judge in _judges(config)):
-        why_not = "the policy judges itself, once nothing else is sampled"
+        why_not, works = "the policy judges itself, once nothing else is sampled", "auto or off"
     elif objective.refinement.words == "policy":
         why_not = "the policy writes the words itself, in prompts of any length"
     if chosen == "auto":
         waits = objective.refined_rollouts and _asks_others(config)
         return "streaming" if waits and not why_not else "off"
-    if chosen != "off" and why_not:
-        raise ConfigError(f"rollout.overlap={chosen}: {why_not}; set rollout.overlap to auto or off")
+    if why_not and chosen not in works:
+        raise ConfigError(f"rollout.overlap={chosen}: {why_not}; set rollout.overlap to {works}")
     return chosen
 
 
@@ -74,12 +78,21 @@ class Pipeline:
     engine: Engine
     judge: Judge
 
+    @property
+    def shares_a_call(self) -> bool:
+        """Whether all rollouts of a step are sampled in one call."""
+        return self.overlap in ("streaming", "barrier")
+
     async def rollouts(
         self, sampling: Sampling, prompts: Sequence[Prompt], watch: Stopwatch
     ) -> tuple[list[Rollout], dict[str, float]]:
         """Returns (drafts, reflections and refined rollouts, each in (prompt, sample) order; what the waiting cost)."""
         every = range(len(prompts))
-        parts = [every] if self.overlap == "off" else [[number] for number in every]
+        parts: list[Sequence[int]] = [every]
+        if self.shares_a_call:
+            parts = [[number] for number in every]
+        elif self.overlap == "waves":
+            parts = list(halves(every))
         async with self.sharing(sampling, prompts) as shared:
             rollouts = await self._of_parts(shared, prompts, parts, watch)
         player = shared.engine
@@ -88,8 +101,8 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def sharing(self, sampling: Sampling, prompts: Sequence[Prompt]) -> AsyncIterator[Sampling]:
-        """Yields who samples the rollouts about a step's prompts: a call that they share, unless `overlap` is off."""
-        if self.overlap == "off":
+        """Yields who samples the rollouts about a step's prompts: a call that they share, where they share one."""
+        if not self.shares_a_call:
             yield sampling
             return
         words = self.config.rollout.max_feedback_length
@@ -105,26 +118,39 @@ class Pipeline:
         """Each part of the step's prompts goes its own way, except where one has to wait for the others."""
         shuffles = self.config.judge.feedback_content == SHUFFLED
 
-        async def drafted(part: Sequence[int]) -> list[Rollout]:
-            return await self._drafts(sampling, prompts, part)
+        async def drafted(own: Sampling, part: Sequence[int]) -> list[Rollout]:
+            return await self._drafts(own, prompts, part)
 
-        async def refined(drafts: Sequence[Rollout]) -> list[Rollout]:
+        async def refined(own: Sampling, part: Sequence[int], drafts: Sequence[Rollout]) -> list[Rollout]:
             below = self.config.rollout.feedback_below
-            return await second_attempts(sampling, self.judge, prompts, drafts, self.objective, below)
+            of_part = [draft for draft in drafts if draft.prompt_index in part]
+            return await second_attempts(own, self.judge, prompts, of_part, self.objective, below)
 
-        async def both(part: Sequence[int]) -> list[Rollout]:
-            return await refined(await drafted(part))
+        async def both(own: Sampling, part: Sequence[int]) -> list[Rollout]:
+            return await refined(own, part, await drafted(own, part))
 
-        if self.overlap == "streaming" and not shuffles:
+        if self.overlap in ("streaming", "waves") and not shuffles:
             with watch.phase("rollout"):
-                return _in_order(await all_of([both(part) for part in parts]))
+                return await self._each(sampling, parts, both)
         with watch.phase("draft"):
-            drafts = _in_order(await all_of([drafted(part) for part in parts]))
+            drafts = await self._each(sampling, parts, drafted)
             if shuffles:
                 drafts = with_shuffled_words(sampling, prompts, drafts)
         with watch.phase("refine"):
-            own = [[draft for draft in drafts if draft.prompt_index in part] for part in parts]
-            return _in_order(await all_of([refined(drafts) for drafts in own]))
+            return await self._each(sampling, parts, lambda own, part: refined(own, part, drafts))
+
+    async def _each(self, sampling: Sampling, parts: Sequence[Sequence[int]], work: _Work) -> list[Rollout]:
+        """What `work` returns of all parts, which are under way together: in any order, or by turns."""
+        if self.overlap != "waves":
+            return _in_order(await all_of([work(sampling, part) for part in parts]))
+        turns = Turns(len(parts))
+
+        async def wave(number: int) -> list[Rollout]:
+            async with turns.playing(number):
+                own = dataclasses.replace(sampling, engine=Wave(self.engine, turns, number))
+                return await work(own, parts[number])
+
+        return _in_order(await all_of([wave(number) for number in range(len(parts))]))
 
     async def _drafts(self, sampling: Sampling, prompts: Sequence[Prompt], part: Sequence[int]) -> list[Rollout]:
         samples = self.config.rollout.num_generations

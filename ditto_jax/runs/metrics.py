@@ -48,6 +48,11 @@ class Stopwatch:
             key = f"time/{name}_s"
             self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - started
 
+    def include(self, other: Stopwatch) -> None:
+        """Adds the phases of another watch, which ran before this one."""
+        for key, seconds in other.seconds.items():
+            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+
     def split(self) -> dict[str, float]:
         """Returns all phases and the whole step."""
         return {**self.seconds, "time/step_s": time.monotonic() - self._started}

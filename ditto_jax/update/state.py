@@ -22,14 +22,16 @@ from model.partition import parameter_shardings, replicated
 
 class TrainState(NamedTuple):
     """params: what is trained, all parameters or the adapters; opt_state: optax state; updates: int32 scalar, optimiser
-    updates done so far. average: float32 moving average of params where the objective's teacher is one, else None. A
-    frozen base under adapters is no part of the state: it is neither donated nor saved.
+    updates done so far. average: float32 moving average of params where the objective's teacher is one, else None.
+    behaviour: a copy of params of one step before, with which the next step is sampled where `rollout.steps_behind` is
+    1, else None. A frozen base under adapters is no part of the state: it is neither donated nor saved.
     """
 
     params: Any
     opt_state: Any
     updates: Any
     average: Any = None
+    behaviour: Any = None
 
 
 _LARGEST_BFLOAT16_BETA2 = 0.98  # the decay is then several times the rounding of a bfloat16, 2^-9
@@ -119,17 +121,28 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
 
 
 def make_state(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *, averaged: bool = False
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    averaged: bool = False,
+    behind: bool = False,
 ) -> TrainState:
     """Returns the initial state on the mesh; `params` (host or device arrays) is placed shard by shard. averaged: with
-    a moving average of them, which begins as they do.
+    a moving average of them, which begins as they do. behind: with a copy of them to sample with.
     """
     placed = jax.device_put(params, parameter_shardings(params, mesh))
     abstract = jax.eval_shape(lambda p: TrainState(p, optimizer.init(p), jnp.int32(0)), placed)
     shardings = state_shardings(abstract, optimizer, mesh)
     out = shardings.opt_state, shardings.updates
     opt_state, updates = jax.jit(lambda p: (optimizer.init(p), jnp.int32(0)), out_shardings=out)(placed)
-    return TrainState(placed, opt_state, updates, start_average(placed) if averaged else None)
+    average = start_average(placed) if averaged else None
+    return TrainState(placed, opt_state, updates, average, copied(placed) if behind else None)
+
+
+def copied(params: Any) -> Any:
+    """Returns a copy on the devices, which an update of `params` leaves as it is."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
 
 
 def start_average(params: Any) -> Any:

@@ -49,8 +49,9 @@ def step(seconds: float, busy_s: float, reward: float = 0.5, **more) -> dict:
 
 def played(streaming: float, barrier: float, off: float, device: float = 10.0, busy_s: float = 80.0, **more) -> dict:
     modes = {"streaming": step(streaming, busy_s, unhidden_s=1.0, **more), "barrier": step(barrier, busy_s)}
-    points = [{"ratio": 1.0, "mean_latency_s": 0.2, "modes": {**modes, "off": step(off, busy_s)}}]
-    at_once = {mode: step(device, 0.0) for mode in ("streaming", "barrier", "off")}
+    modes |= {"off": step(off, busy_s), "behind": step(device - 5.0, 0.0)}
+    points = [{"ratio": 1.0, "mean_latency_s": 0.2, "modes": modes}]
+    at_once = {mode: step(device, 0.0) for mode in judge_overlap.MODES}
     return {"device_floor_s": device, "at_once": at_once, "points": points}
 
 
@@ -63,6 +64,7 @@ def test_efficiency_is_the_larger_floor_over_the_rollouts_of_the_same_round():
     assert point["efficiency"]["off"]["values"] == [0.4, 0.4]
     assert point["streaming_is_faster_than"]["barrier"]["values"] == [1.6, 1.6]
     assert point["efficiency_of_steps"]["streaming"]["values"] == [15.0 / 17.5, 25.0 / 30.0]
+    assert point["behind_is_faster_than"]["streaming"]["values"] == [17.5 / 10.0, 30.0 / 20.0]
     assert "| 1 | 0.200 (0.200–0.200) | 18.75 (12.50–25.00) |" in table(result)
     assert "Efficiency of streaming by judge floor over device floor: 1: 0.80" in picture(result)
 

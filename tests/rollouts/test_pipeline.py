@@ -22,6 +22,8 @@ from ditto_jax.rollouts.pipeline import Overlap, Pipeline, overlap_of
 from ditto_jax.rollouts.prompt_lengths import Room
 from ditto_jax.rollouts.prompts import LoadedTask, Prompt
 from ditto_jax.rollouts.rollout import Sampling
+from ditto_jax.rollouts.together import all_of
+from ditto_jax.rollouts.waves import Turns
 from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.sampling.slot_shapes import SamplerShapes
@@ -145,6 +147,55 @@ def test_words_that_the_call_has_no_room_for_are_an_outcome_that_names_the_setti
         assert "the words add 6; raise rollout.max_feedback_length=3" in draft.feedback.detail
 
 
+def test_runs_by_waves_are_equal_bit_for_bit_however_fast_the_judge_is(policy_folder, tmp_path):
+    one, order = trained(policy_folder, tmp_path / "a", "waves", 0)
+    other, other_order = trained(policy_folder, tmp_path / "b", "waves", 1)
+    assert sorted(order) == sorted(other_order) and order != other_order
+    assert_same_run(one, other)
+    shuffled, _ = trained(policy_folder, tmp_path / "c", "waves", 2, **SHUFFLED)
+    assert_same_run(trained(policy_folder, tmp_path / "d", "waves", 3, **SHUFFLED)[0], shuffled)
+
+
+class Slow(Gentle):
+    """Scores drafts of the first prompt only once one of the second was scored."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = asyncio.Event()
+
+    async def score(self, task, example, conversation: Conversation, key):
+        if key.prompt_id == "letters/2":
+            self.second.set()
+        await self.second.wait()
+        return await super().score(task, example, conversation, key)
+
+
+def test_one_half_of_the_prompts_is_sampled_while_the_other_is_judged(quick_compilation):
+    rollouts = rolled("waves", Slow())
+    places = [(p, s) for p in (0, 1) for s in (0, 1)]
+    assert [(r.prompt_index, r.sample_index) for r in rollouts if r.role is RolloutRole.DRAFT] == places
+    assert all(rollout.verdict.score is not None for rollout in rollouts)
+
+
+def test_turns_go_round_whoever_is_ready_first_and_pass_by_those_who_left():
+    order: list[tuple[int, str]] = []
+
+    async def player(turns: Turns, number: int, plays: str, pause_s: float) -> None:
+        async with turns.playing(number):
+            for play in plays:
+                async with turns.of(number):
+                    order.append((number, play))
+                await asyncio.sleep(pause_s)
+
+    async def run() -> None:
+        turns = Turns(3)
+        plays = [(0, "ab", 0.02), (1, "a", 0.01), (2, "abc", 0.0)]
+        await all_of([player(turns, *play) for play in plays])
+
+    asyncio.run(run())
+    assert order == [(0, "a"), (1, "a"), (2, "a"), (0, "b"), (2, "b"), (2, "c")]
+
+
 class Talk(Letters):
     many_turns = True
 
@@ -175,5 +226,12 @@ def test_prompts_are_streamed_where_somebody_else_is_waited_for_and_nothing_stan
 def test_streaming_what_cannot_be_streamed_is_refused_with_the_reason(overlap):
     with pytest.raises(ConfigError, match=f"rollout.overlap={overlap}: the policy speaks more than once in letters"):
         chosen(overlap, REMOTE, task=Talk())
-    with pytest.raises(ConfigError, match="writes the words itself.*set rollout.overlap to auto or off"):
+    with pytest.raises(ConfigError, match="writes the words itself.*set rollout.overlap to auto, waves or off"):
         chosen(overlap, REMOTE, objective="reflect_retry")
+
+
+def test_halves_can_take_turns_where_prompts_cannot_be_streamed_but_not_where_the_policy_judges():
+    assert chosen("waves", REMOTE, task=Talk()) == "waves"
+    assert chosen("waves", REMOTE, objective="reflect_retry") == "waves"
+    with pytest.raises(ConfigError, match="the policy judges itself.*set rollout.overlap to auto or off"):
+        chosen("waves", JudgeConfig(kind="policy"))
