@@ -266,7 +266,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         config.rollout.stop_strings,
         partners,
     )
-    hub.voice = engine
+    hub.speaker = engine
     room = room_of(engine)
     evaluation, too_long = _with_room(evaluation, policy, room)
     if config.evaluation.tasks and not evaluation:

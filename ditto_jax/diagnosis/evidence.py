@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ditto_jax.config_io import read_yaml
-from ditto_jax.diagnosis.finding import Place
+from ditto_jax.diagnosis.finding import Advice, Place
 from ditto_jax.errors import MissingInputError
 from ditto_jax.evaluation.comparison import Pair, pair_evaluations
 from ditto_jax.evaluation.evaluate import read_evaluations
@@ -52,6 +52,15 @@ class Evidence:
                 return default
             value = value[part]
         return value
+
+    @property
+    def learning_rate(self) -> float:
+        """The run's optimizer.learning_rate."""
+        return float(self.setting("optimizer.learning_rate", 5.0e-6))
+
+    def other_rate(self, factor: float, why: str) -> Advice:
+        """Returns the advice to multiply the learning rate."""
+        return Advice("optimizer.learning_rate", f"{factor * self.learning_rate:.1e}", why)
 
     @property
     def drafts(self) -> list[RolloutFact]:

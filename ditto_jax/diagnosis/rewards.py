@@ -168,7 +168,6 @@ def reward_falls(evidence: Evidence) -> Iterator[Suspicion]:
         return
     drop, unit = found.first - found.last, evidence.score_spread
     is_large = found.tau < -0.3 and drop > 0.3 * unit > 0
-    rate_now = evidence.setting("optimizer.learning_rate", 5e-6)
     finding = Finding(
         "reward_falls",
         "warning",
@@ -181,7 +180,7 @@ def reward_falls(evidence: Evidence) -> Iterator[Suspicion]:
         span_of(evidence.rows),
         places(fact for fact in evidence.drafts if fact.score is not None),
         (
-            Advice("optimizer.learning_rate", f"{rate_now / 3:.1e}", "too large steps undo what was learned"),
+            evidence.other_rate(1 / 3, "too large steps undo what was learned"),
             Advice("rollout.num_generations", "twice as many", "noisy advantages of small groups drift"),
         ),
     )

@@ -54,7 +54,6 @@ def entropy_collapse(evidence: Evidence) -> Iterator[Suspicion]:
         return
     is_large = found.tau < -0.4 and found.last < _COLLAPSED * found.first
     drafts = late_facts(evidence.drafts)
-    learning_rate = evidence.setting("optimizer.learning_rate", 5e-6)
     finding = Finding(
         "entropy_collapse",
         "warning",
@@ -68,7 +67,7 @@ def entropy_collapse(evidence: Evidence) -> Iterator[Suspicion]:
         places(_repeated(drafts)),
         (
             Advice("objective.epsilon_high", "0.28", "room for unlikely tokens to become likelier"),
-            Advice("optimizer.learning_rate", f"{learning_rate / 3:.1e}", "a policy that moves slower stays wider"),
+            evidence.other_rate(1 / 3, "a policy that moves slower stays wider"),
             Advice("rollout.temperature", "1.0", "sampling below it narrows what is learned from"),
         ),
     )

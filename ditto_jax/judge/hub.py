@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge import cache, meter
@@ -22,9 +21,7 @@ from ditto_jax.judge.config import EndpointConfig
 from ditto_jax.judge.limiter import RateLimiter
 from ditto_jax.judge.meter import Journal, Meter
 from ditto_jax.judge.retry import Sleep
-
-if TYPE_CHECKING:
-    from ditto_jax.judge.policy import Voice
+from ditto_jax.judge.speaker import Speaker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +37,10 @@ class Shared:
 class Hub:
     """folder: the run directory, which need not exist yet. is_new: whatever it holds will be deleted.
 
-    clock: seconds that only grow. voice: who speaks for the policy where it judges itself, once there is one.
+    clock: seconds that only grow. speaker: who speaks for the policy where it judges itself, once there is one.
     """
 
-    voice: Voice | None = None
+    speaker: Speaker | None = None
 
     def __init__(self, folder: Path | None = None, is_new: bool = False, clock: Callable[[], float] = time.monotonic):
         self._folder = folder

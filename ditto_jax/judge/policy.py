@@ -13,7 +13,7 @@ import contextvars
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.asking import AskingJudge
@@ -25,43 +25,12 @@ from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.reading import parse_completion
 from ditto_jax.judge.replies import ReplyT
 from ditto_jax.judge.retry import AttemptFailed, outcome_of
+from ditto_jax.judge.speaker import Answer, Question
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Feedback, Message, Outcome, Verdict
 
 _judgement: contextvars.ContextVar[object] = contextvars.ContextVar("judgement")
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A chat that the policy continues apart from all rollouts. name: what its randomness derives from."""
-
-    chat: tuple[Message, ...]
-    sample: SampleId
-    name: str
-    max_tokens: int
-
-
-class Answer(NamedTuple):
-    """What the policy said, and how many tokens the two have. lack: why it could not be asked, or empty."""
-
-    text: str = ""
-    is_cut_off: bool = False
-    tokens_in: int = 0
-    tokens_out: int = 0
-    lack: str = ""
-
-
-class Voice(Protocol):
-    """Whoever samples for the policy."""
-
-    def at_rest(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Waits until no rollouts are sampled, and keeps them from being while the context is open."""
-        ...
-
-    async def answer(self, questions: Sequence[Question], temperature: float) -> list[Answer]:
-        """Returns an answer to each; only while `at_rest`, and only once rollouts have been sampled."""
-        ...
 
 
 @dataclasses.dataclass
@@ -98,7 +67,7 @@ class PolicyClient:
         self, messages: Sequence[Message], reply_model: type[ReplyT], name: CallName
     ) -> CallResult[ReplyT]:
         """Returns the reply to `messages` as a `reply_model`, or the outcome that stands in its place."""
-        if self._hub.voice is None:
+        if self._hub.speaker is None:
             raise ConfigError("judge.kind=policy: there is no policy here to ask; take a judge of another kind")
         config, began = self._config, time.monotonic()
         chat = tuple(with_schema(messages, reply_model))
@@ -131,15 +100,15 @@ class PolicyClient:
 
     async def _put_all(self) -> None:
         """Puts questions until there are none: each time all that are there once every judgement waits."""
-        voice = self._hub.voice
-        assert voice is not None
+        speaker = self._hub.speaker
+        assert speaker is not None
         while self._asked:
-            async with voice.at_rest():
+            async with speaker.at_rest():
                 while self._under_way - {asked.judgement for asked in self._asked}:
                     await asyncio.sleep(0)
                 batch, self._asked = sorted(self._asked, key=_order), []
                 try:
-                    answers = await voice.answer([asked.question for asked in batch], self._config.temperature or 0.0)
+                    answers = await speaker.answer([asked.question for asked in batch], self._config.temperature or 0.0)
                 except Exception as error:
                     for asked in batch:
                         asked.answer.set_exception(error)

@@ -18,7 +18,7 @@ from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.judge.fence import printable
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.words import screened_feedback
-from ditto_jax.rollouts.prompts import LoadedTask, Prompt
+from ditto_jax.rollouts.prompts import Prompt
 from ditto_jax.rollouts.rollout import Sampling, refined_rollouts, with_room
 from ditto_jax.setup import judge_desk
 from ditto_jax.trainer import Trainer
@@ -57,7 +57,7 @@ async def refine_under(
 
     Raises ConfigError or MissingInputError if the run's judge cannot be made here. A call that fails is an outcome.
     """
-    desk = _desk(config, trainer.stream.tasks)
+    desk = _desk(config, trainer)
     try:
         async with trainer.pipeline.sharing(trainer.sampling(), prompts) as sampling:
             fitting = _with_room(sampling, prompts[draft.prompt_index], words)
@@ -69,14 +69,16 @@ async def refine_under(
     return refined
 
 
-def _desk(config: RunConfig, tasks: Sequence[LoadedTask]) -> JudgeDesk:
+def _desk(config: RunConfig, trainer: Trainer) -> JudgeDesk:
     """The judges of the run, without its caches and records of spending: a question about other words is a new one."""
     members = tuple(dataclasses.replace(member, cache="off") for member in config.judge.members)
     config = dataclasses.replace(config, endpoints=(), judge=dataclasses.replace(config.judge, members=members))
     own = {task.known_as: task.judge for task in config.tasks}
     tasks = [
         dataclasses.replace(task, config=dataclasses.replace(task.config, judge=own[task.label]))
-        for task in tasks
+        for task in trainer.stream.tasks
         if task.config is not None
     ]
-    return judge_desk(config, tasks, Hub(), cache="off")
+    hub = Hub()
+    hub.speaker = trainer.parts.engine
+    return judge_desk(config, tasks, hub, cache="off")

@@ -71,7 +71,7 @@ class Abandoned:
     partners: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Voice(Protocol):
+class ReplySource(Protocol):
     """What a port needs of whoever samples for it."""
 
     max_completion_length: int
@@ -104,8 +104,8 @@ Sample = Callable[[SampleRequest], Awaitable[Sampled]]
 class PolicyPort:
     """The policy as an episode sees it: one append-only token transcript."""
 
-    def __init__(self, voice: Voice, sample: Sample, attempt: Attempt, role: str):
-        self._voice = voice
+    def __init__(self, source: ReplySource, sample: Sample, attempt: Attempt, role: str):
+        self._source = source
         self._sample = sample
         self._attempt = attempt
         self._role = role
@@ -132,10 +132,10 @@ class PolicyPort:
         EpisodeFailure if not even the opening has room.
         """
         chat = list(chat)
-        chat_format = self._voice.chat_format
+        chat_format = self._source.chat_format
         if not self._ids:
             observation = chat_format.open(chat)
-            if not self._voice.has_room(len(observation)):
+            if not self._source.has_room(len(observation)):
                 detail = f"the opening of '{self._role}' has {len(observation)} tokens, more than can be sampled after"
                 raise EpisodeFailure(detail, Outcome.OVER_BUDGET)
             self._context_length = len(observation)
@@ -146,20 +146,20 @@ class PolicyPort:
                 raise ValueError("a policy port's chat is append-only: an earlier message was changed")
             observation = chat_format.extend(self._chat, chat[len(self._chat) :], last_id=self._ids[-1])
         length = len(self._ids) + len(observation)
-        budget = min(self._context_length + self._voice.max_completion_length, self._voice.context) - length
-        if budget < 1 or not self._voice.has_room(length):
+        budget = min(self._context_length + self._source.max_completion_length, self._source.context) - length
+        if budget < 1 or not self._source.has_room(length):
             self._finish = FinishReason.LENGTH
             self._chat = [*chat, Message("assistant", "")]
             return Reply("", FinishReason.LENGTH)
         self._append(observation, [0.0] * len(observation), Author.CONTEXT)
         key = self._attempt.sample.key(self._role, self._turn)
-        group = self._voice.group_of(self._attempt.group, self._role)
+        group = self._source.group_of(self._attempt.group, self._role)
         request = SampleRequest(np.asarray(self._ids, np.int32), group, key, budget)
         sampled = await self._sample(request)
         self._turn += 1
         self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY)
         self._finish = sampled.finish_reason
-        text = self._voice.text_of(sampled)
+        text = self._source.text_of(sampled)
         self._chat = [*chat, Message("assistant", text)]
         return Reply(text, sampled.finish_reason)
 
@@ -167,7 +167,7 @@ class PolicyPort:
         """The ids of the first chat as it would be under x, for a chat that opens with the task's (x, h)."""
         task, example, feedback = self._attempt.task, self._attempt.example, self._attempt.feedback
         plain = None if feedback is None else reopened(task, example, self._role, chat, feedback, None)
-        return None if plain is None else np.asarray(self._voice.chat_format.open(plain), np.int32)
+        return None if plain is None else np.asarray(self._source.chat_format.open(plain), np.int32)
 
     def transcript(self) -> Transcript:
         """Returns the tokens so far, and who wrote them."""
@@ -185,8 +185,8 @@ class PolicyPort:
 class EpisodePorts:
     """The ports of one attempt: those that its task asked for so far, by role."""
 
-    def __init__(self, voice: Voice, sample: Sample, attempt: Attempt):
-        self._voice = voice
+    def __init__(self, source: ReplySource, sample: Sample, attempt: Attempt):
+        self._source = source
         self._sample = sample
         self._attempt = attempt
         self.policies: dict[str, PolicyPort] = {}
@@ -195,12 +195,12 @@ class EpisodePorts:
 
     def policy(self, role: str = "policy") -> PolicyPort:
         """Returns the policy in a role; always the same port."""
-        return self.policies.setdefault(role, PolicyPort(self._voice, self._sample, self._attempt, role))
+        return self.policies.setdefault(role, PolicyPort(self._source, self._sample, self._attempt, role))
 
     def llm(self, role: str) -> ReplyPort:
         """Returns the model that plays a role. Raises ConfigError in a run without partners."""
         if role not in self._llms:
-            partners, attempt = self._voice.partners, self._attempt
+            partners, attempt = self._source.partners, self._attempt
             if partners is None:
                 raise ConfigError(f"the task needs a model for the role '{role}'; the run has no partners")
             self.partners[role] = partners.identity(role, attempt.task)

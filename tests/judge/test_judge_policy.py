@@ -15,7 +15,7 @@ from ditto_jax.errors import ConfigError
 from ditto_jax.judge import make_judge
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.judge.hub import Hub
-from ditto_jax.judge.policy import Answer, Question
+from ditto_jax.judge.speaker import Answer, Question
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.types import Conversation, Outcome
 from tests.graded_task import Graded, graded_task
@@ -52,7 +52,7 @@ class Voice:
 
 def judging(voice: Voice | None, config: JudgeConfig = SELF):
     hub = Hub()
-    hub.voice = voice
+    hub.speaker = voice
     return make_judge(config, hub)
 
 
