@@ -12,7 +12,6 @@ import contextlib
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +20,7 @@ from starlette.routing import Route
 
 from ditto_jax.serving.answer import answer
 from ditto_jax.serving.ask import AskError, Backend, BackendError
+from ditto_jax.serving.departure import left, unless, unless_gone
 from ditto_jax.serving.guard import GuardCounters
 from ditto_jax.serving.jobs import House, Job, chat_job, completion_job
 from ditto_jax.serving.responses import END_HEADER, error_body, usage_of
@@ -113,16 +113,16 @@ class Server:
             return StreamingResponse(self._stream(request, job), media_type="text/event-stream", headers=_NO_BUFFER)
         with self._counted(job):
             work = asyncio.gather(*(answer(self.backend, ask, job.reading, self.guard) for ask in job.asks))
-            answers = await _unless_gone(request, work)
+            answers = await unless_gone(request, work)
         headers = {END_HEADER: "true"} if any(one.ended for one in answers) else {}
         return JSONResponse(job.frame.whole(answers, usage_of(answers, job.prompts)), headers=headers)
 
     async def _stream(self, request: Request, job: Job) -> AsyncIterator[str]:
         with self._counted(job):
-            gone = asyncio.ensure_future(_left(request))
+            gone = asyncio.ensure_future(left(request))
             try:
                 async with contextlib.aclosing(events(self.backend, job, self.guard)) as shown:
-                    while (event := await _unless(gone, anext(shown, None))) is not None:
+                    while (event := await unless(gone, anext(shown, None))) is not None:
                         yield event
             finally:
                 gone.cancel()
@@ -179,30 +179,3 @@ class Server:
 
 
 _NO_BUFFER = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """Returns what the work returns; raises ClientDisconnect, with the work cancelled, if the client leaves first."""
-    gone = asyncio.ensure_future(_left(request))
-    try:
-        return await _unless(gone, work)
-    finally:
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-
-
-async def _unless(gone: asyncio.Future[None], work: Awaitable[Any]) -> Any:
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -11,10 +11,10 @@ import dataclasses
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 
-from ditto_jax.errors import ConfigError, MissingInputError
+from ditto_jax.errors import MissingInputError
+from ditto_jax.serving.address import bound
 from ditto_jax.serving.app import Server
 from ditto_jax.serving.ask import Backend
 from ditto_jax.serving.config import ServeConfig
@@ -28,7 +28,7 @@ def serve(config: ServeConfig, environ: Mapping[str, str] | None = None) -> None
     """Serves until SIGINT or SIGTERM. Raises a DittoError for settings, models and addresses that cannot work."""
     key = _key(config, os.environ if environ is None else environ)
     house = house_of(config)
-    listener = _bound(config)
+    listener = bound(config.host, config.port)
     with listener:
         backend = make_backend(config)
         server = Server(
@@ -104,22 +104,3 @@ def _key(config: ServeConfig, environ: Mapping[str, str]) -> str | None:
             "clients must send, or leave api_key_env out to serve this machine alone"
         )
     return key
-
-
-def _bound(config: ServeConfig) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"host={config.host}: {error}") from error
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"host={config.host}, port={config.port}: cannot be used ({error.strerror or error}); "
-            "--port 0 takes a free one"
-        ) from error
-    return listener

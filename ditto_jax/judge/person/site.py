@@ -6,8 +6,6 @@ alone, and takes answers only from its own page. Judges nothing and keeps nothin
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -16,17 +14,17 @@ import pydantic
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ditto_jax.errors import ConfigError
 from ditto_jax.judge.person.questions import Answered, Asked, Questions
+from ditto_jax.serving.address import bound
+from ditto_jax.serving.departure import unless_gone
 
 HOST = "127.0.0.1"
 MODEL = "person"
 _MAX_BODY_BYTES = 4 * 2**20
-_POLL_S = 0.2
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/person.css": ("person.css", "text/css"),
@@ -59,8 +57,11 @@ def person_app(questions: Questions) -> Starlette:
             return asked
         if asked.is_probe:
             return JSONResponse(_completion(asked, Answered("{}")))
-        answered = await _unless_gone(request, questions.ask(asked))
-        return Response(status_code=499) if answered is None else JSONResponse(_completion(asked, answered))
+        try:
+            answered = await unless_gone(request, questions.ask(asked))
+        except ClientDisconnect:  # the question is taken back
+            return Response(status_code=499)
+        return JSONResponse(_completion(asked, answered))
 
     async def waiting(request: Request) -> Response:
         return JSONResponse(questions.shown(), headers=_HEADERS)
@@ -84,23 +85,11 @@ def person_app(questions: Questions) -> Starlette:
     return Starlette(routes=routes, middleware=[names])
 
 
-def listen(port: int) -> socket.socket:
-    """Returns a socket at the loopback address. Raises ConfigError if the port cannot be had; 0 takes a free one."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ConfigError(f"port={port}: cannot be used ({error}); --port 0 takes a free one") from error
-    return listener
-
-
 def serve_person(port: int, tell: Callable[[str], None]) -> None:
     """Serves until Ctrl-C or SIGTERM; tells the address, and the flags with which a run asks here."""
     import uvicorn
 
-    with listen(port) as listener:
+    with bound(HOST, port) as listener:
         base = f"http://{HOST}:{listener.getsockname()[1]}"
         for line in advice(base):
             tell(line)
@@ -147,19 +136,6 @@ async def _read(request: Request, model: type[Any]) -> Any:
 
 def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
-
-
-async def _unless_gone(request: Request, work: Awaitable[Answered]) -> Answered | None:
-    """The answer, or None once the sender has hung up; then the question is taken back."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not task.done():
-            await asyncio.wait([task], timeout=_POLL_S)
-            if not task.done() and await request.is_disconnected():
-                return None
-        return task.result()
-    finally:
-        task.cancel()
 
 
 def _completion(asked: Asked, answered: Answered) -> dict[str, Any]:
