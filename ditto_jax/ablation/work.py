@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import fcntl
 import gc
-import json
 import os
 import time
 import traceback
@@ -21,7 +20,7 @@ from pathlib import Path
 from ditto_jax.ablation.plan import Plan, PlannedRun
 from ditto_jax.errors import Preempted
 from ditto_jax.loop import train
-from ditto_jax.runs.run_dir import check_run
+from ditto_jax.runs.run_dir import RunDirectory, check_run
 from ditto_jax.sft_run import SFTConfig, run_sft
 
 _POLL_S = 5.0
@@ -40,8 +39,7 @@ class Job:
 
 def is_finished(run: PlannedRun) -> bool:
     """Whether a run has been trained, evaluated and reported to its end."""
-    status = run.folder / "STATUS.json"
-    return status.is_file() and json.loads(status.read_text())["state"] == "finished"
+    return RunDirectory(run.folder).read_status().get("state") == "finished"
 
 
 def check_runs(plan: Plan) -> None:

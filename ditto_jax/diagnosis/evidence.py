@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,10 @@ def read_evidence(path: Path, control: Path | None = None) -> Evidence:
         )
     run = RunDirectory(path)
     config = read_yaml(path / "config.yaml") if (path / "config.yaml").exists() else {}
-    status = path / "STATUS.json"
     return Evidence(
         run=run,
         config=config,
-        status=json.loads(status.read_text(encoding="utf-8")) if status.exists() else {},
+        status=run.read_status(),
         rows=run.read_metrics(),
         pairs=pair_evaluations(read_evaluations(run), configured_labels(config)),
         facts=read_rollouts(run).facts,

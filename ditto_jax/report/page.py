@@ -123,7 +123,7 @@ def read_run(path: Path) -> RunReading:
     run = RunDirectory(path)
     config = read_yaml(path / "config.yaml") if (path / "config.yaml").exists() else {}
     evaluations = read_evaluations(run)
-    status, rows, rollouts = _json(path / "STATUS.json"), run.read_metrics(), read_rollouts(run)
+    status, rows, rollouts = run.read_status(), run.read_metrics(), read_rollouts(run)
     pairs = pair_evaluations(evaluations, report_findings.configured_labels(config))
     return RunReading(
         run=run,

@@ -51,6 +51,8 @@ _MAY_DIFFER = (
     "judge.max_error_rate",
 )
 
+_STATUS = "STATUS.json"
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` to `path` so that a reader sees the old file or the new one, never half of either."""
@@ -138,7 +140,12 @@ class RunDirectory:
             "pid": os.getpid(),
             "updated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        write_atomically(self.path / "STATUS.json", json.dumps(status, indent=1) + "\n")
+        write_atomically(self.path / _STATUS, json.dumps(status, indent=1) + "\n")
+
+    def read_status(self) -> dict[str, Any]:
+        """Returns what `set_status` wrote last; nothing if it never did."""
+        path = self.path / _STATUS
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def cut_after(self, step: int) -> None:
         """Removes metrics, rollouts and evaluations of steps after `step`: they will be written again, equal."""

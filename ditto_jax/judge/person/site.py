@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import pydantic
@@ -25,11 +26,13 @@ from ditto_jax.serving.departure import unless_gone
 HOST = "127.0.0.1"
 MODEL = "person"
 _MAX_BODY_BYTES = 4 * 2**20
+_OWN = files("ditto_jax.judge.person").joinpath("page")
 _PAGE = {
-    "/": ("page.html", "text/html"),
-    "/person.css": ("person.css", "text/css"),
-    "/person.js": ("person.js", "text/javascript"),
-    "/form.js": ("form.js", "text/javascript"),
+    "/": (_OWN / "page.html", "text/html"),
+    "/palette.css": (files("ditto_jax.report") / "templates" / "palette.css", "text/css"),
+    "/person.css": (_OWN / "person.css", "text/css"),
+    "/person.js": (_OWN / "person.js", "text/javascript"),
+    "/form.js": (_OWN / "form.js", "text/javascript"),
 }
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -78,7 +81,7 @@ def person_app(questions: Questions) -> Starlette:
         Route("/v1/chat/completions", complete, methods=["POST"]),
         Route("/waiting.json", waiting),
         Route("/answers/{number:int}", answer, methods=["POST"]),
-        *(Route(path, _file(name, kind)) for path, (name, kind) in _PAGE.items()),
+        *(Route(path, _file(file, kind)) for path, (file, kind) in _PAGE.items()),
     ]
     # Another name for this address means that a page of another site asks through the person's browser.
     names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
@@ -108,8 +111,8 @@ def advice(base: str) -> Sequence[str]:
     )
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    body = files("ditto_jax.judge.person").joinpath("page", name).read_bytes()
+def _file(file: Traversable, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    body = file.read_bytes()
 
     async def send(request: Request) -> Response:
         return Response(body, media_type=kind, headers=_HEADERS)
