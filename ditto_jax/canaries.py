@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from model.xla_flags import WORKAROUND
 
@@ -152,12 +153,28 @@ def compile_cache_hits() -> Canary:
     )
 
 
+def devices_add_up() -> Canary:
+    """All devices, of every process of the run, take part in one sum and agree on it."""
+    devices = jax.devices()
+    mesh = Mesh(np.asarray(devices), ("all",))
+    own = np.asarray([float(place + 1) for place, device in enumerate(devices) if device in jax.local_devices()])
+    parts = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("all")), own)
+    total = float(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(parts))
+    expected = len(devices) * (len(devices) + 1) / 2
+    where = f"{len(devices)} devices of {jax.process_count()} process{'es' if jax.process_count() > 1 else ''}"
+    detail = f"{where}: {total:g}, expected {expected:g}"
+    return Canary(
+        "devices add up", total == expected, detail, "use one device until another jaxlib or driver is installed"
+    )
+
+
 CANARIES: tuple[Callable[[], Canary], ...] = (
     jit_equals_eager,
     decode_loop_is_linear,
     donated_cache_is_aliased,
     high_rank_sums_survive,
     compile_cache_hits,
+    devices_add_up,
 )
 
 

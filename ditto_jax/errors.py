@@ -67,3 +67,9 @@ class Preempted(DittoError):
     """SIGTERM arrived; the state is saved and the same command continues."""
 
     exit_code = 75
+
+
+class ClusterError(DittoError, ConnectionError):
+    """The other processes of a run cannot be joined."""
+
+    exit_code = 1

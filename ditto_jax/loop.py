@@ -21,6 +21,7 @@ from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError
 from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.objective import Objective
+from ditto_jax.processes import require_one_process
 from ditto_jax.report.page import write_report
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.metrics import Stopwatch
@@ -85,6 +86,7 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     require_free(folder)
     require_trainable(config)
     require_trackers(config.report_to)
+    require_one_process("train")
     stream, absent = training_stream(config)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)

@@ -18,6 +18,7 @@ import jinja2
 from ditto_jax.config import MeshConfig, TaskConfig
 from ditto_jax.config_io import to_yaml
 from ditto_jax.errors import ConfigError, RunDirectoryError
+from ditto_jax.processes import require_one_process
 from ditto_jax.runs.progress import TrainProgress
 from ditto_jax.runs.run_dir import environment
 from ditto_jax.setup import mesh_of
@@ -76,6 +77,7 @@ def run_sft(config: SFTConfig, command: list[str]) -> Path:
         raise RunDirectoryError(
             f"output_dir={folder}: exists and is no earlier policy (no config.json); left as it is: name another folder"
         )
+    require_one_process("sft")
     with tempfile.TemporaryDirectory() as scratch:
         return _train_and_save(config, Path(scratch), command)
 

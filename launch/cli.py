@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from launch import environment
-from launch.failures import EXIT_CODES, guarded, tell
+from launch.failures import EXIT_CODES, guarded, leave_other_processes, tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,9 @@ VERBS = {
     "sft": Verb("train a small policy from scratch on worked replies", "launch.verbs:sft"),
     "cache": Verb("say what a cache of judge replies holds, merge caches, or prune one", "launch.cache:main"),
     "data": Verb("fetch the released rows at a pinned revision, or check what was fetched", "launch.data:main"),
+    "launch": Verb(
+        "start a verb as several processes here, over ssh, on Slurm, GKE or Cloud TPU", "launch.launch:main"
+    ),
     "doctor": Verb(
         "say what this machine has, what is missing, and whether jax computes correctly", "launch.doctor:main"
     ),
@@ -72,6 +75,8 @@ _EXAMPLES = """\
   ditto-jax ablate --config configs/ablation_tom.yaml --workers 2
   ditto-jax cache stats runs/quickstart/judge_cache.sqlite
   ditto-jax data fetch --part train --revision COMMIT --output soul-rows
+  ditto-jax launch --target local --local.processes 2 --verb doctor
+  ditto-jax launch --target slurm --slurm.nodes 2 --config tpu_pod_8b.yaml --dry_run
   ditto-jax doctor"""
 
 
@@ -94,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"unknown verb {words[0]!r}; {hint}")
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    return guarded(lambda: verb.load()(words[1:], ["ditto-jax", *words]))
+    code = guarded(lambda: verb.load()(words[1:], ["ditto-jax", *words]))
+    if code:
+        leave_other_processes(code)
+    return code
 
 
 def _help() -> str:

@@ -19,13 +19,15 @@ def main(args: list[str], command: list[str]) -> int:
     """Prints everything; returns 1 if a canary failed."""
     environment.prepare_allocator()
     from ditto_jax.config import RunConfig
+    from launch.distributed import CLUSTER_FLAGS, join
     from launch.flags import parse
 
     skip = Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="say what is there without computing anything")
     ]
     description = "Say what this machine has for a run with these settings, and check that jax computes correctly."
-    parsed = parse(RunConfig, args, "doctor", description, [("skip_canaries", skip, False)])
+    parsed = parse(RunConfig, args, "doctor", description, [("skip_canaries", skip, False), *CLUSTER_FLAGS])
+    join(parsed.options)
     console = Console(highlight=False)
     environment.use_compile_cache()
     _print_facts(console, parsed.config)

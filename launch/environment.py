@@ -14,6 +14,7 @@ import stat
 import sys
 from pathlib import Path
 
+from launch.gpu import prepare_gpu
 from launch.malloc import keep_pages
 from model.xla_flags import apply_workarounds
 
@@ -35,6 +36,7 @@ def set_defaults() -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     apply_workarounds()
+    prepare_gpu(os.environ)
 
 
 def ditto_home() -> Path:

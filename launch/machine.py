@@ -21,6 +21,7 @@ from ditto_jax.judge.endpoint import BASE_URL_ENV, resolve_endpoint
 from ditto_jax.policy import PACKAGED
 from ditto_jax.tasks.registry import task_names
 from launch.environment import ditto_home
+from launch.plugins import missing_plugin, seen_hardware
 
 _GIB = 2**30
 _LITTLE_DISK = 2 * _GIB
@@ -90,15 +91,20 @@ def _devices() -> Iterator[Fact]:
         devices = jax.devices()
     except RuntimeError as error:
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        yield Fact("devices", "none", f"JAX_PLATFORMS={wanted!r}: {error}")
+        advice = missing_plugin(seen_hardware())
+        yield Fact("devices", "none", f"JAX_PLATFORMS={wanted!r}: {error}" + (f"; {advice}" if advice else ""))
         return
     kinds: dict[str, int] = {}
     for device in devices:
         kinds[f"{device.platform} ({device.device_kind})"] = (
             kinds.get(f"{device.platform} ({device.device_kind})", 0) + 1
         )
-    yield Fact("devices", ", ".join(f"{count} x {kind}" for kind, count in kinds.items()))
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    advice = missing_plugin(seen_hardware()) if jax.default_backend() == "cpu" else ""
+    yield Fact("devices", ", ".join(f"{count} x {kind}" for kind, count in kinds.items()), advice)
+    if jax.process_count() > 1:
+        here = f"{jax.local_device_count()} of {len(devices)} devices are here"
+        yield Fact("processes", f"process {jax.process_index()} of {jax.process_count()}; {here}")
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit:
         yield Fact("device memory", f"{_gib(limit)} each")
     yield Fact("processors", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from launch import environment
+from launch.distributed import CLUSTER_FLAGS, join
 from launch.flags import parse
 from launch.task_flags import EVAL_FLAGS, TASK_FLAGS, spelled_out
 
@@ -24,7 +25,8 @@ def train(args: list[str], command: list[str]) -> int:
 
     words = spelled_out(args, "train")
     about = "Train a policy with verbal feedback. The same command continues a run."
-    parsed = parse(RunConfig, words, "train", about, TASK_FLAGS)
+    parsed = parse(RunConfig, words, "train", about, [*TASK_FLAGS, *CLUSTER_FLAGS])
+    join(parsed.options)
     environment.use_compile_cache()
     from ditto_jax.loop import train
 
@@ -42,8 +44,9 @@ def evaluate(args: list[str], command: list[str]) -> int:
     ]
     words = spelled_out(args, "eval")
     about = "Measure a policy on the tasks of `evaluation.tasks`, or of --tasks and --task."
-    parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *EVAL_FLAGS])
+    parsed = parse(RunConfig, words, "eval", about, [("fail_under", gate, None), *EVAL_FLAGS, *CLUSTER_FLAGS])
     if parsed.config.policy.kind == "local":
+        join(parsed.options)
         environment.use_compile_cache()
     from ditto_jax.evaluation.run import run_evaluation
 
@@ -56,7 +59,9 @@ def sft(args: list[str], command: list[str]) -> int:
     environment.prepare_allocator()
     from ditto_jax.sft_run import SFTConfig, run_sft
 
-    parsed = parse(SFTConfig, args, "sft", "Train a small policy from scratch on worked replies of the generators.")
+    about = "Train a small policy from scratch on worked replies of the generators."
+    parsed = parse(SFTConfig, args, "sft", about, CLUSTER_FLAGS)
+    join(parsed.options)
     environment.use_compile_cache()
     print(f"policy: {run_sft(parsed.config, command)}")
     return 0

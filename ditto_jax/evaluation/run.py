@@ -23,6 +23,7 @@ from ditto_jax.evaluation.evaluate import TaskEvaluation, evaluate_task, read_ev
 from ditto_jax.evaluation.samples import digest
 from ditto_jax.evaluation.table import TABLE, plain_lines, write_table
 from ditto_jax.policy import find_policy
+from ditto_jax.processes import require_one_process
 from ditto_jax.report.page import write_report
 from ditto_jax.rollouts.prompts import LoadedTask
 from ditto_jax.runs.progress import TrainProgress
@@ -132,6 +133,7 @@ def run_evaluation(config: RunConfig, command: list[str], fail_under: float | No
 
 def _local(config: RunConfig) -> Subject:
     """Weights of a model folder, of adapters on their base, or of a training run."""
+    require_one_process("eval")
     trained = training_run(config.model_name_or_path)
     resolved = on_base_of_adapters(config) if trained is None else on_base_of(trained, config)
     parts = assemble(resolved)
