@@ -47,6 +47,9 @@ def main(checkout: Path) -> None:
         here, there = checkout / "ditto_jax" / folder, PACKAGED.parent / folder
         files = [path.relative_to(here) for path in here.rglob("*") if path.is_file()]
         assert files and all((there / file).is_file() for file in files), f"{folder} did not travel along"
+    scripts = {path.name for path in (checkout / "launch" / "targets" / "templates").glob("*.j2")}
+    templates = importlib.import_module("launch.targets.templates").FOLDER
+    assert scripts and scripts == {path.name for path in templates.iterdir()}
 
     program = Path(sys.prefix) / "bin" / "ditto-jax"
     assert any(entry.name == "ditto-jax" for entry in entry_points(group="console_scripts"))
