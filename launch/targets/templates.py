@@ -1,7 +1,7 @@
 """Jinja2 templates whose every inserted value must say how it is quoted: for a shell, for YAML, or as a plain word.
 
-In: a template's name and values. Out: text. A value without one of the filters below is an error of
-the template, so that no setting can become a command.
+In: a template's name and values. Out: text. A value without one of the filters below is an error of the template, so
+that no setting can become a command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ def _words(values: Iterable[Any]) -> _Quoted:
 
 
 def _yaml(value: Any) -> _Quoted:
-    return _Quoted(json.dumps(value, ensure_ascii=True))
+    """JSON is YAML, except that YAML has an escape of its own for signs beyond 16 bits."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _Quoted("".join(sign if sign < "\x7f" else _escaped(ord(sign)) for sign in text))
+
+
+def _escaped(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _plain(value: Any) -> _Quoted:

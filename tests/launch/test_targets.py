@@ -18,6 +18,7 @@ import yaml
 from ditto_jax.errors import ConfigError
 from launch.cli import main
 from launch.failures import EXIT_CODES
+from launch.targets import templates
 from launch.targets.config import (
     GkeConfig,
     InstallConfig,
@@ -92,8 +93,6 @@ def test_hostile_words_arrive_as_they_are_and_run_nothing(tmp_path):
 
 
 def test_a_template_cannot_insert_what_it_does_not_quote(monkeypatch, tmp_path):
-    from launch.targets import templates
-
     (tmp_path / "bad.j2").write_text("echo {{ word }}\n")
     (tmp_path / "good.j2").write_text("echo {{ word | shell }}\n")
     monkeypatch.setattr(templates, "FOLDER", tmp_path)
@@ -101,6 +100,11 @@ def test_a_template_cannot_insert_what_it_does_not_quote(monkeypatch, tmp_path):
     assert render_template("good.j2", word="a b") == "echo 'a b'\n"
     with pytest.raises(TypeError, match="without a filter"):
         render_template("bad.j2", word="a b")
+
+
+@pytest.mark.parametrize("text", ["plain", HOSTILE, "\u2028 \x85 \x00 \U0001f600 ü: - #", "", "yes", "1"])
+def test_yaml_reads_back_what_was_inserted(text):
+    assert yaml.safe_load(str(templates._yaml({"key": [text, 2]}))) == {"key": [text, 2]}
 
 
 @pytest.mark.parametrize(
