@@ -150,7 +150,7 @@ def _given(environment: Mapping[str, str], address: str, processes: int, number:
     processes = processes or _number(environment, "JAX_NUM_PROCESSES", 0)
     number = number if number >= 0 else _number(environment, "JAX_PROCESS_ID", -1)
     if processes == 1 and number in (-1, 0):
-        return Cluster("flags", address, 1, 0)
+        return Cluster("flags or JAX_ variables", address, 1, 0)
     values = {"coordinator_address": address, "num_processes": processes, "process_id": number}
     missing = [name for name, value in values.items() if value in ("", 0, -1)]
     if len(missing) == len(values):
@@ -164,7 +164,7 @@ def _given(environment: Mapping[str, str], address: str, processes: int, number:
         raise ConfigError(f"coordinator_address={address!r}: give host and port, for example 10.0.0.1:8476")
     if not 0 <= number < processes:
         raise ConfigError(f"process_id={number}: of {processes} processes they go from 0 to {processes - 1}")
-    return Cluster("flags", address, processes, number)
+    return Cluster("flags or JAX_ variables", address, processes, number)
 
 
 def _number(environment: Mapping[str, str], name: str, absent: int) -> int:

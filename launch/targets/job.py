@@ -77,7 +77,7 @@ def _read(verb: str, words: Sequence[str]) -> tuple[Any, list[str]]:
 
 def _name(settings: Any, verb: str) -> str:
     """The name of the run as one that Kubernetes, Slurm and Google Cloud take."""
-    given = str(getattr(settings, "run_name", "") or verb).lower()
+    given = (verb if verb == "doctor" else str(getattr(settings, "run_name", "") or verb)).lower()
     name = re.sub(r"^[^a-z]+|[^a-z0-9]+$", "", re.sub(r"[^a-z0-9]+", "-", given)[:40])
     if not name:
         raise ConfigError(f"run_name={given!r}: gives no name for the job; add --name, for example my-run")

@@ -43,9 +43,9 @@ def test_a_process_without_others_joins_nobody():
 
 def test_flags_win_over_the_environment():
     environment = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
-    assert find_cluster(environment) == Cluster("flags", "10.0.0.1:8476", 4, 0)
-    assert find_cluster(environment, process_id=3) == Cluster("flags", "10.0.0.1:8476", 4, 3)
-    assert find_cluster({**SLURM, **environment}) == Cluster("flags", "10.0.0.1:8476", 4, 0)
+    assert find_cluster(environment) == Cluster("flags or JAX_ variables", "10.0.0.1:8476", 4, 0)
+    assert find_cluster(environment, process_id=3) == Cluster("flags or JAX_ variables", "10.0.0.1:8476", 4, 3)
+    assert find_cluster({**SLURM, **environment}) == Cluster("flags or JAX_ variables", "10.0.0.1:8476", 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,10 @@ def test_a_tpu_vm_asks_its_metadata(monkeypatch):
 
 
 def test_only_this_machine_is_offered_a_coordinator_of_this_machine():
-    local, remote = Cluster("flags", "127.0.0.1:8476", 2, 0), Cluster("flags", "10.0.0.1:8476", 2, 0)
+    local, remote = (
+        Cluster("flags or JAX_ variables", "127.0.0.1:8476", 2, 0),
+        Cluster("flags or JAX_ variables", "10.0.0.1:8476", 2, 0),
+    )
     assert local.arguments()["coordinator_bind_address"] == "127.0.0.1:8476"
     assert remote.arguments()["coordinator_bind_address"] is None
 
