@@ -40,9 +40,9 @@ def supervise(commands: Sequence[Sequence[str]], grace_s: float = 60.0, out: Tex
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     started: list[_Started] = []
     try:
-        for number, command in enumerate(commands):
-            started.append(_start(number, command, tell, ended))
         with _signals_passed_on(started):
+            for number, command in enumerate(commands):
+                started.append(_start(number, command, tell, ended))
             return _until_all_end(started, ended, grace_s, tell)
     finally:
         _signal([one for one in started if one.process.poll() is None], signal.SIGKILL)

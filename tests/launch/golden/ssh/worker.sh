@@ -11,10 +11,10 @@ if (($# == 3)); then
   export JAX_COORDINATOR_ADDRESS="$1" JAX_NUM_PROCESSES="$2" JAX_PROCESS_ID="$3"
 fi
 cd -- "$here"
+trap '[[ -z "${!-}" ]] || kill -TERM "$!" 2>/dev/null || true' TERM INT HUP
 "$here/env/bin/ditto-jax" train --config "$here/run.yaml" &
 child=$!
 echo "$child" >"$here/pid"
-trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT HUP
 code=0
 wait "$child" || code=$?
 # A signal interrupts the waiting, not the run: it has to be waited for again.
