@@ -246,19 +246,14 @@ class TpuConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchConfig:
-    """Where and how; all other flags are those of the verb that is launched, and are checked before anything starts.
-
-    name: of the job; "" is the run's. folder: where scripts are written; "" is launched/NAME. work_folder: on the
-    hosts, where the command runs and relative paths of its settings start; "" is the folder of the scripts (local: this
-    one). env: variables of the command, written into the scripts, so nothing secret.
-    """
+    """Where and how; all other flags are those of the verb that is launched, and are checked before anything starts."""
 
     target: Target = "local"
     verb: Verb = "train"
-    name: str = ""
-    folder: str = ""
-    work_folder: str = ""
-    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    name: str = ""  # of the job; "": the run's
+    folder: str = ""  # where the files are written; "": launched/NAME
+    work_folder: str = ""  # where the command runs, and relative paths start; "": beside the files (local: here)
+    env: dict[str, str] = dataclasses.field(default_factory=dict)  # variables; written into scripts, so nothing secret
     install: InstallConfig = dataclasses.field(default_factory=InstallConfig)
     local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
     ssh: SshConfig = dataclasses.field(default_factory=SshConfig)
