@@ -105,6 +105,8 @@ def join(options: Mapping[str, Any]) -> Cluster | None:
     import jax
 
     print(f"ditto-jax: joining as {cluster}", file=sys.stderr, flush=True)
+    # Its handler would swallow SIGTERM wherever training has not set its own.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**cluster.arguments())
     except (RuntimeError, ValueError, OSError) as error:
@@ -152,7 +154,11 @@ def _given(environment: Mapping[str, str], address: str, processes: int, number:
     if processes == 1 and number in (-1, 0):
         return Cluster("flags or JAX_ variables", address, 1, 0)
     values = {"coordinator_address": address, "num_processes": processes, "process_id": number}
-    missing = [name for name, value in values.items() if value in ("", 0, -1)]
+    missing = [
+        name
+        for name, absent in (("coordinator_address", ""), ("num_processes", 0), ("process_id", -1))
+        if values[name] == absent
+    ]
     if len(missing) == len(values):
         return None
     if missing:

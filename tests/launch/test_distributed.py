@@ -199,6 +199,7 @@ def together():
 code = guarded(together)
 if code:
     leave_other_processes(code)
+sys.exit(code)
 """
 
 
