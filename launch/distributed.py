@@ -129,11 +129,11 @@ def find_cluster(
 
     Flags win, then the JAX_ variables of the same names, then the TPU, then Slurm.
     """
-    given = _given(environment, coordinator_address, num_processes, process_id)
     if cluster == "none":
         if coordinator_address or num_processes > 1:
             raise ConfigError("cluster=none with other processes named by flags: drop one of the two")
         return None
+    given = _given(environment, coordinator_address, num_processes, process_id)
     if given is not None:
         return given if given.processes > 1 else None
     if cluster in ("auto", "tpu") and (found := _tpu(environment, wanted=cluster == "tpu")):
