@@ -35,8 +35,7 @@ def supervise(commands: Sequence[Sequence[str]], grace_s: float = 60.0, out: Tex
 
     The others then get SIGTERM, and SIGKILL after `grace_s` seconds; commands that save upon SIGTERM have that long.
     """
-    out = sys.stdout if out is None else out
-    tell = _Teller(out)
+    tell = _Teller(sys.stdout if out is None else out)
     ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     started: list[_Started] = []
     try:
