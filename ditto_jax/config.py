@@ -102,11 +102,15 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh; one may be -1 and takes the devices that are left."""
+    """Sizes of the device mesh; one may be -1 and takes the devices that are left.
+
+    judging: which of several processes ask judges and partners: all, each for its share of the prompts, or the leader.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    judging: Literal["all", "leader"] = "all"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,12 @@ class DittoError(Exception):
     exit_code = 1
 
 
+def error_named(name: str) -> type[DittoError]:
+    """Returns the class of this name, `DittoError` for any other: what one process met, another raises again."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, DittoError) else DittoError
+
+
 class ConfigError(DittoError, ValueError):
     """A flag, YAML key or combination of settings that cannot work."""
 

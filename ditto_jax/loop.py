@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
-import jax
+from rich.console import Console
 
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError, Preempted
 from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.objective import Objective
-from ditto_jax.processes import require_one_process
 from ditto_jax.report.page import write_report
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.metrics import Stopwatch
@@ -30,6 +30,8 @@ from ditto_jax.runs.progress import TrainProgress
 from ditto_jax.runs.run_dir import RunDirectory, check_run, open_run
 from ditto_jax.runs.run_owner import require_free, sole_owner
 from ditto_jax.setup import assemble, require_training_room, training_stream
+from ditto_jax.team.post import opened_post
+from ditto_jax.team.team import Team
 from ditto_jax.tracking import Trackers, require_trackers, tracked
 from ditto_jax.trainer import Trainer
 from ditto_jax.weights import require_trainable
@@ -78,50 +80,70 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     """Trains a run to its end, or continues it; returns the run directory. objective: in place of the one that the
     configuration names, for methods of your own; a run is continued with the same.
 
-    Raises DittoError subclasses with their exit codes; whatever was saved before stays intact. Nothing is written
-    before everything that the run needs is there.
+    Of several processes every one runs this; that which leads writes and shows. Raises DittoError subclasses with their
+    exit codes; whatever was saved before stays intact. Nothing is written before everything that the run needs is
+    there.
     """
-    folder = Path(config.output_dir) / config.run_name
-    check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
-    require_free(folder)
+    team, folder = Team(), Path(config.output_dir) / config.run_name
+    team.lead(lambda: _require_startable(folder, config))
     require_trainable(config)
     require_trackers(config.report_to)
-    require_one_process("train")
-    stream, absent = training_stream(config)
-    parts = assemble(config, stream.tasks)
-    stream = require_training_room(config, parts, stream)
-    trainer = Trainer(config, parts, stream, objective)
-    with (
-        TrainProgress() as progress,
-        _sigterm_as_flag() as preempted,
-        asyncio.Runner() as runner,
-        contextlib.ExitStack() as held,
-    ):
+    with contextlib.ExitStack() as held:
+        post = held.enter_context(opened_post(team.number, team.count, config.mesh.judging == "leader"))
+        stream, absent = training_stream(config)
+        parts = team.agree(lambda: assemble(config, stream.tasks, post))
+        stream = require_training_room(config, parts, stream)
+        trainer = Trainer(config, parts, stream, objective, team)
+        progress = held.enter_context(TrainProgress(console=None if team.leads else Console(quiet=True)))
+        preempted, runner = held.enter_context(_sigterm_as_flag()), held.enter_context(asyncio.Runner())
         for label, why in (*absent.items(), *parts.skipped.items()):
             progress.note(f"{label} skipped: {why}")
         try:
-            runner.run(parts.check())
-            held.enter_context(sole_owner(folder))
-            run, earlier = open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)
+            team.agree(lambda: runner.run(parts.check()))
+            run, earlier = _opened(team, folder, config, command, held)
             with (
                 _status_on_failure(run, trainer),
-                closing(Checkpoints(run.checkpoints, config.save_total_limit)) as saved,
+                closing(Checkpoints(folder / run.checkpoints.name, config.save_total_limit)) as saved,
             ):
                 if earlier and saved.latest_step() is not None:
                     trainer.restore(*saved.restore(trainer.state))
                     progress.note(f"continuing {folder} after step {trainer.done_steps}")
                 run.cut_after(trainer.done_steps)
                 run.set_status("running", trainer.done_steps)
-                names = config.report_to if jax.process_index() == 0 else ()
-                with tracked(names, run, trainer.done_steps + 1, progress.note) as trackers:
+                names = config.report_to if team.leads else ()
+                with tracked(names, run, trainer.done_steps + 1, progress.note) as trackers, team.in_step():
                     _run_steps(trainer, run, saved, progress, trackers, preempted, runner)
         finally:
             runner.run(trainer.aclose())
         run.set_status("finished", trainer.done_steps, 0)
-        report = write_report([run.path])
-        progress.summary(read_evaluations(run))
-        progress.note(f"report: {report}")
-    return run.path
+        if team.leads:
+            report = write_report([run.path])
+            progress.summary(read_evaluations(run))
+            progress.note(f"report: {report}")
+    return folder
+
+
+def _require_startable(folder: Path, config: RunConfig) -> None:
+    check_run(folder, config, resume=config.resume, overwrite=config.overwrite)
+    require_free(folder)
+
+
+def _opened(
+    team: Team, folder: Path, config: RunConfig, command: list[str], held: contextlib.ExitStack
+) -> tuple[RunDirectory, bool]:
+    """The run directory, and whether it holds an earlier run to continue. Processes that do not lead write into a
+    folder of their own, which is gone when the run ends.
+    """
+
+    def opened() -> bool:
+        held.enter_context(sole_owner(folder))
+        return open_run(folder, config, command, resume=config.resume, overwrite=config.overwrite)[1]
+
+    earlier = team.lead(opened)
+    if team.leads:
+        return RunDirectory(folder), earlier
+    scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ditto-process-"))) / folder.name
+    return open_run(scratch, config, command, resume="auto", overwrite=False)[0], earlier
 
 
 def _run_steps(
@@ -153,7 +175,7 @@ def _run_steps(
         run.append_metrics(metrics)
         trackers.step(metrics)
         progress.step(metrics, number, last)
-        stop = preempted() and number < last  # asked once: the signal may arrive between saving and raising
+        stop = trainer.team.any(preempted()) and number < last  # once: it may arrive between saving and raising
         if number % config.save_steps == 0 or number == last or stop:
             saved.save(number, trainer.state, trainer.meta())
         if stop:
@@ -170,7 +192,8 @@ def _evaluate_if_due(
     config, parts, step = trainer.config, trainer.parts, trainer.done_steps
     every = config.evaluation.every
     if step in (0, config.train.max_steps) or (every and step % every == 0):
-        done = {record["label"] for record in read_evaluations(run) if record["step"] == step}
+        there = [record["label"] for record in read_evaluations(run) if record["step"] == step]
+        done = trainer.team.lead(lambda: there)
         tasks = [task for task in parts.evaluation if task.label not in done]
         runner.run(trainer.at_rest())
         runner.run(evaluate_tasks(tasks, parts, trainer.sampling_params(), config, run, step, progress))

@@ -1,15 +1,14 @@
-"""How many processes compute one run: so far one, however many devices it has.
+"""How many processes compute one run: training takes as many as there are, evaluation and fine-tuning one.
 
-Several processes can be joined (`launch/distributed.py`) and compute together (`canaries.devices_add_up`), but
-training, evaluation and fine-tuning take prompts, judge samples and write files as if they were alone. They ask here
-before they begin, so that nothing is trained on wrong numbers; work on several processes goes on from these callers.
+Several processes are joined by `launch/distributed.py`; what those of a training run agree on is `ditto_jax/team`.
+Evaluation and fine-tuning judge samples and write files as if they were alone, and ask here before they begin.
 """
 
 from __future__ import annotations
 
 from ditto_jax.errors import ConfigError
 
-ALONE = ("train", "eval", "sft")  # verbs that one process has to do by itself
+ALONE = ("eval", "sft")  # verbs that one process has to do by itself
 
 
 def refusal(verb: str, processes: int) -> str:

@@ -20,6 +20,7 @@ from ditto_jax.judge import feedback_judge, make_judge
 from ditto_jax.judge.base import Judge
 from ditto_jax.judge.config import JudgeConfig, ShadowConfig
 from ditto_jax.judge.desk import JudgeDesk
+from ditto_jax.judge.division import DividedJudge
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.shadow import SecondOpinions, Shadow
@@ -31,6 +32,8 @@ from ditto_jax.rollouts.prompt_lengths import Room, require_room, room_of, with_
 from ditto_jax.rollouts.prompts import LoadedTask, PromptStream, load_task
 from ditto_jax.rollouts.rollout import Player
 from ditto_jax.tasks.splits import require_disjoint
+from ditto_jax.team.post import Post
+from ditto_jax.team.share import shared_out
 from model.partition import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -150,15 +153,20 @@ def judge_desk(
     tasks: Sequence[LoadedTask],
     hub: Hub | None = None,
     shadow: Shadow | None = None,
+    post: Post | None = None,
     **changes: Any,
 ) -> JudgeDesk:
-    """Returns the judge of a mixture; tasks with equal settings share one. changes: of the settings of every judge."""
+    """Returns the judge of a mixture; tasks with equal settings share one. post: to the other processes of the run, if
+    there are any. changes: of the settings of every judge.
+    """
     made: dict[JudgeConfig, Judge] = {}
 
     def one(settings: JudgeConfig) -> Judge:
         settings = dataclasses.replace(settings, **changes)
         if settings not in made:
-            made[settings] = make_judge(settings, hub)
+            made[settings] = judge = make_judge(settings, hub)
+            if post is not None:
+                made[settings] = DividedJudge(judge, post, f"judge {len(made)} {sorted(changes.items())}")
         return made[settings]
 
     scorers, coaches = {}, {}
@@ -214,22 +222,28 @@ def assemble_endpoint(config: RunConfig) -> EndpointParts:
     return EndpointParts(endpoint, judge, judges, None, partners, hub, evaluation, skipped, endpoint)
 
 
-def _hub(config: RunConfig) -> Hub:
-    return Hub(Path(config.output_dir) / config.run_name, is_new=config.overwrite)
+def _hub(config: RunConfig, process: int = 0) -> Hub:
+    folder = Path(config.output_dir) / config.run_name
+    return Hub(folder / "processes" / str(process) if process else folder, is_new=config.overwrite)
 
 
-def _content_free(config: RunConfig, evaluation: Sequence[LoadedTask], hub: Hub) -> JudgeDesk | None:
+def _content_free(
+    config: RunConfig, evaluation: Sequence[LoadedTask], hub: Hub, post: Post | None = None
+) -> JudgeDesk | None:
     """The judge of the control arm, if evaluations ask for words at all."""
     if not config.evaluation.with_feedback:
         return None
-    return judge_desk(config, evaluation, hub, feedback_content="content_free")
+    return judge_desk(config, evaluation, hub, post=post, feedback_content="content_free")
 
 
-def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
-    """Returns the parts of a run; `training`: the tasks that it trains on.
+def assemble(config: RunConfig, training: Sequence[LoadedTask] = (), post: Post | None = None) -> Parts:
+    """Returns the parts of a run; `training`: the tasks that it trains on; post: to the other processes of the run, if
+    there are any, among which questions to judges and partners are divided.
 
     Raises a DittoError that says what is missing or cannot work.
     """
+    if post is not None:
+        config = shared_out(config, post)
     if config.policy.kind != "local":
         raise ConfigError(
             f"policy.kind={config.policy.kind}: a policy behind an endpoint can be evaluated, not trained; leave "
@@ -247,11 +261,11 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = ()) -> Parts:
         quantization=config.quantization,
         attention=config.attention,
     )
-    hub = _hub(config)
+    hub = _hub(config, 0 if post is None else post.number)
     shadow = _shadow(config.shadow, hub) if training else None
-    judge = judge_desk(config, [*training, *evaluation], hub, shadow)
-    content_free = _content_free(config, evaluation, hub)
-    partners = RoleBook(config.partner, config.endpoints, hub)
+    judge = judge_desk(config, [*training, *evaluation], hub, shadow, post)
+    content_free = _content_free(config, evaluation, hub, post)
+    partners = RoleBook(config.partner, config.endpoints, hub, post)
     if config.sampler.max_new_tokens < config.rollout.max_completion_length:
         logger.warning(
             "sampler.max_new_tokens=%d is below rollout.max_completion_length=%d: single replies end at the former",

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ditto_jax.config import RunConfig
+from ditto_jax.errors import ConfigError
 from ditto_jax.judge.health import require_healthy
 from ditto_jax.judge.shadow import SecondOpinions
 from ditto_jax.keys import derive
@@ -34,6 +34,7 @@ from ditto_jax.rollouts.rollout import Sampling, judges_verdicts, judges_words
 from ditto_jax.rollouts.views import View, row_table, views_of
 from ditto_jax.runs.metrics import Stopwatch, rollout_metrics, sampled_tokens
 from ditto_jax.setup import Parts
+from ditto_jax.team.team import Team
 from ditto_jax.types import Rollout, ViewRole
 from ditto_jax.update.advantages import AdvantageResult, assign
 from ditto_jax.update.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
@@ -45,6 +46,7 @@ from ditto_jax.update.state import TrainState, advance_average, copied, make_opt
 from ditto_jax.update.train_step import UpdateConfig, finish_gap, make_update
 from ditto_jax.weights import Weights
 from model.partition import row_sharding
+from model.placement import to_host, to_mesh
 from model.sampling import SamplingParams
 
 _NO_OPINIONS = SecondOpinions()
@@ -95,8 +97,17 @@ class _Ahead:
 class Trainer:
     """A run in progress: parts, state, and the position in the prompt stream."""
 
-    def __init__(self, config: RunConfig, parts: Parts, stream: PromptStream, objective: Objective | None = None):
-        """objective: in place of the one that the configuration names."""
+    def __init__(
+        self,
+        config: RunConfig,
+        parts: Parts,
+        stream: PromptStream,
+        objective: Objective | None = None,
+        team: Team | None = None,
+    ):
+        """objective: in place of the one that the configuration names. team: the processes of the run."""
+        self.team = team = team or Team()
+        _require_lockstep(config, team)
         self.config = config
         self.parts = parts
         self.objective = objective or make_objective(config.objective)
@@ -128,7 +139,7 @@ class Trainer:
         self.scoring = Scoring(self.update_config, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
         self._ahead: _Ahead | None = None
-        self._overlap: Overlap = overlap_of(config, self.objective, stream.tasks)
+        self._overlap: Overlap = overlap_of(config, self.objective, stream.tasks, team.count)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -222,7 +233,7 @@ class Trainer:
         counted = self.parts.counters()
         rollouts, waited = await self.pipeline.rollouts(sampling, prompts, watch)
         self.parts.engine.sampler.release()
-        self.parts.require_budget()
+        self.team.agree(self.parts.require_budget)
         _require_healthy_judge(rollouts, config.judge.max_error_rate, sampling.step)
         policy_step = max(0, sampling.step - 1 - config.rollout.steps_behind)
         return Experience(prompts, rollouts, policy_step, _difference(self.parts.counters(), counted), waited)
@@ -258,9 +269,10 @@ class Trainer:
         prompts, rollouts, number = experience.prompts, experience.rollouts, self.done_steps + 1
         self.position += len(prompts)
         self.done_steps = number
+        here = {name: experience.spent.get(name, 0) + spent.get(name, 0) for name in {**experience.spent, **spent}}
         # Differences: what evaluations ask of the judge must not make a resumed run differ from a straight one.
-        for name in {**experience.spent, **spent}:
-            self.ledger[name] = self.ledger.get(name, 0) + experience.spent.get(name, 0) + spent.get(name, 0)
+        for name, value in self.team.summed(here).items():
+            self.ledger[name] = self.ledger.get(name, 0) + value
         metrics = {
             "step": number,
             "completions/sampled_tokens": sampled_tokens(rollouts),
@@ -298,12 +310,12 @@ class Trainer:
         metrics: dict[str, float] = {}
         behaviour = self.state.behaviour  # is sampled with meanwhile, and an update frees what it is given
         with watch.phase("update"), self.parts.engine.device:
-            batches = jax.device_put([lesson.batch for lesson in lessons], row_sharding(self.parts.mesh, leading=1))
+            batches = to_mesh([lesson.batch for lesson in lessons], row_sharding(self.parts.mesh, leading=1))
             for lesson, batch in zip(lessons, batches, strict=True):
                 look(lesson)
                 state, sums, gap, norm = self._update(self.state._replace(behaviour=None), batch)
                 self.state = state._replace(behaviour=behaviour)
-                sums, gap, norm = jax.device_get((sums, gap, norm))
+                sums, gap, norm = to_host((sums, gap, norm))
                 # Of several updates the last is reported: its ratios have moved furthest from the anchor.
                 metrics = {**finish_metrics(sums), **finish_gap(gap), "grad_norm": float(norm)}
             if self.state.average is not None:
@@ -344,6 +356,14 @@ def _batch_shapes(config: RunConfig, parts: Parts, objective: Objective) -> Batc
 def _require_healthy_judge(rollouts: Sequence[Rollout], limit: float, step: int) -> None:
     require_healthy(judges_verdicts(rollouts), limit, step)
     require_healthy(judges_words(rollouts), limit, step, least=4)
+
+
+def _require_lockstep(config: RunConfig, team: Team) -> None:
+    if config.rollout.steps_behind and team.count > 1:
+        raise ConfigError(
+            f"rollout.steps_behind={config.rollout.steps_behind} with {team.count} processes: all must start the same "
+            "work on their devices in the same order, whoever is judged first; set it to 0"
+        )
 
 
 def _difference(counts: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from launch.targets.config import (
     GkeConfig,
@@ -71,9 +73,11 @@ CASES = {
 }
 
 
-def rendering(name: str) -> Rendering:
-    """The files of a case, for a job whose settings are a short text; versions are fixed."""
-    config = CASES[name]
+def rendering(name: str, **changes: Any) -> Rendering:
+    """The files of a case, for a job whose settings are a short text; versions are fixed. changes: of the launcher's
+    settings.
+    """
+    config = dataclasses.replace(CASES[name], **changes)
     flags = ["--skip_canaries"] if config.verb == "doctor" else []
     job = Job(
         name="soul-8b",

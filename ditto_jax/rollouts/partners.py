@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
 from ditto_jax.judge.cache import CallName
 from ditto_jax.judge.config import FEEDBACK_ROLE, PartnerConfig, RoleConfig
+from ditto_jax.judge.division import DividedPort, Post
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.words import call_rng
 from ditto_jax.keys import SampleId
@@ -95,7 +96,14 @@ class _Caller:
 class RoleBook:
     """Partners by role: `endpoints` for the roles they name, `partner` for all others."""
 
-    def __init__(self, partner: PartnerConfig, endpoints: Sequence[RoleConfig] = (), hub: Hub | None = None):
+    def __init__(
+        self,
+        partner: PartnerConfig,
+        endpoints: Sequence[RoleConfig] = (),
+        hub: Hub | None = None,
+        post: Post | None = None,
+    ):
+        """post: to the other processes of the run, if there are any: each partner is asked by one of them."""
         self._default = _client(partner, hub)
         self._models = {"": partner.model}
         self._by_role: dict[str, ChatClient | None] = {}
@@ -109,6 +117,7 @@ class RoleBook:
                 self._models[role] = config.model
         self._failures: list[str] = []
         self._scripted = 0
+        self._post = post
 
     def identity(self, role: str, task: Task[Any]) -> str:
         if self._client(role) is None:
@@ -118,10 +127,11 @@ class RoleBook:
     def port(self, role: str, task: Task[Any], example: Example, key: SampleId) -> ReplyPort:
         client = self._client(role)
         if client is None:
-            self._scripted += 1
+            self._scripted += self._post is None or self._post.is_mine(key)
             return _Script(role, task, example, key)
         name = CallName(key, f"{task.name}-{task.version}/{role}")
-        return _Caller(role, client, self._failures, name)
+        caller = _Caller(role, client, self._failures, name)
+        return caller if self._post is None else DividedPort(caller, self._post, role, key)
 
     async def check(self) -> None:
         for client in self._clients():

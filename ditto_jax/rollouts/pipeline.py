@@ -38,8 +38,8 @@ _Work = Callable[[Sampling, Sequence[int]], Coroutine[Any, Any, list[Rollout]]] 
 _ORDER = (RolloutRole.DRAFT, RolloutRole.REFLECTION, RolloutRole.REFINED)
 
 
-def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTask]) -> Overlap:
-    """Returns how the steps of a run overlap sampling and judging (`rollout.overlap`).
+def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTask], processes: int = 1) -> Overlap:
+    """Returns how the steps of a run of so many processes overlap sampling and judging (`rollout.overlap`).
 
     Raises ConfigError if it asks for what the tasks or the objective do not allow.
     """
@@ -50,6 +50,8 @@ def overlap_of(config: RunConfig, objective: Objective, tasks: Sequence[LoadedTa
         why_not, works = "the policy judges itself, once nothing else is sampled", "auto or off"
     elif objective.refinement.words == "policy":
         why_not = "the policy writes the words itself, in prompts of any length"
+    elif processes > 1:
+        why_not = f"{processes} processes must start the same work on their devices, whoever is judged first"
     if chosen == "auto":
         waits = objective.refined_rollouts and _asks_others(config)
         return "streaming" if waits and not why_not else "off"

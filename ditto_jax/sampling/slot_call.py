@@ -11,7 +11,6 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from ditto_jax.sampling.kept_keys import KeptGroup, kept_row
@@ -19,6 +18,7 @@ from ditto_jax.sampling.slot_state import SlotState, no_prompts
 from ditto_jax.sampling.slots import Sampled, SampleRequest, Slot, SlotPlan
 from ditto_jax.types import FinishReason
 from model.generate import Drawn, Kept, PromptBatch
+from model.placement import to_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class SlotCall:
         kept, groups = self._state.leaves_behind(self._keep_rows), dict(self._prefixes)
         if kept.cache is None:
             return kept, groups
-        positions = jax.device_get(kept.cache.positions)
+        positions = to_host(kept.cache.positions)
         for row, (group, ids) in self._ran.items():
             if group in groups:
                 slot, start = row // self._shapes.rows_per_slot, len(groups[group].ids)
@@ -227,7 +227,7 @@ class SlotCall:
 
     def _collect(self, drawn: Drawn, decoded: bool = False) -> list[tuple[int, Sampled]]:
         """Hands new tokens to their rows; returns the requests that ended with them."""
-        tokens, logprobs, count, done = jax.device_get(drawn)
+        tokens, logprobs, count, done = to_host(drawn)
         if decoded:
             self._work.row_steps += int(count.max(initial=0)) * len(count)
             self._work.live_row_steps += int(count.sum())

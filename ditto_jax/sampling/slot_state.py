@@ -33,6 +33,7 @@ from model.generate import (
 )
 from model.llama import Params, Prefix
 from model.partition import ACTIVATION_RULES, decode_state_shardings
+from model.placement import to_mesh
 from model.sampling import RowSampling, SamplingParams
 
 
@@ -186,4 +187,4 @@ class SlotState:
             )
             if self.shapes.own_columns:
                 state = state._replace(cache=state.cache._replace(column=jnp.zeros(self.rows, jnp.int32)))
-            return state if mesh is None else jax.device_put(state, decode_state_shardings(state, mesh))
+            return state if mesh is None else to_mesh(state, decode_state_shardings(state, mesh))

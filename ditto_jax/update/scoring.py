@@ -27,6 +27,7 @@ from ditto_jax.update.passes import distilled, roles_of
 from ditto_jax.update.score_step import make_score, make_score_at, make_score_top
 from ditto_jax.update.train_step import UpdateConfig
 from model.partition import row_sharding
+from model.placement import to_host, to_mesh
 
 _FIRST_TOKENS = 3  # of a turn: echoes of the words, leaks and misalignment show there
 
@@ -151,8 +152,8 @@ class _Readings:
         prompts = [[numbers[i] for i in prompt if i in asked] for prompt in self._rows]
         scoring, views = self._scoring, list(asked.values())
         batch, located = locate(views, prompts, np.ones(len(views), bool), scoring.shapes, columns)
-        placed = jax.device_put(batch, row_sharding(scoring.mesh, leading=1))
-        result = jax.device_get(program(getattr(self._weights, who), placed))
+        placed = to_mesh(batch, row_sharding(scoring.mesh, leading=1))
+        result = to_host(program(getattr(self._weights, who), placed))
         parts = [read_back(leaf, located) for leaf in jax.tree.leaves(result)]
         if who == "policy":
             self._known |= {self._name(who, views[n]): lp for n, lp in parts[0].items()}

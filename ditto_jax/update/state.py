@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ditto_jax.errors import ConfigError
 from model.lora import LoraConfig, combine
 from model.partition import parameter_shardings, replicated
+from model.placement import to_mesh
 
 
 class TrainState(NamedTuple):
@@ -131,7 +132,7 @@ def make_state(
     """Returns the initial state on the mesh; `params` (host or device arrays) is placed shard by shard. averaged: with
     a moving average of them, which begins as they do. behind: with a copy of them to sample with.
     """
-    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    placed = to_mesh(params, parameter_shardings(params, mesh))
     abstract = jax.eval_shape(lambda p: TrainState(p, optimizer.init(p), jnp.int32(0)), placed)
     shardings = state_shardings(abstract, optimizer, mesh)
     out = shardings.opt_state, shardings.updates

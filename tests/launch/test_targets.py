@@ -164,8 +164,9 @@ def test_the_processes_of_every_target_are_counted():
 
 
 def test_several_processes_of_a_verb_that_has_to_be_alone_are_told_before():
-    assert any(note.startswith("will be refused: train with 2 processes") for note in rendering("slurm").notes)
-    assert not any("refused" in note for name in ("tpu", "local") for note in rendering(name).notes)
+    told = rendering("slurm", verb="eval").notes
+    assert any(note.startswith("will be refused: eval with 2 processes") for note in told)
+    assert not any("refused" in note for name in ("tpu", "local", "slurm") for note in rendering(name).notes)
 
 
 def test_a_run_that_is_lost_with_its_machine_is_told():
@@ -289,13 +290,15 @@ def test_a_wheel_travels_with_the_scripts_and_has_to_be_there(capsys, tmp_path):
     assert (tmp_path / "files" / "requirements.txt").read_text() == f"./{wheel.name}[cuda12]\n"
 
 
-def test_training_on_several_processes_is_refused_by_each_of_them(tmp_path):
+def test_a_verb_that_has_to_be_alone_is_refused_by_each_of_several_processes(tmp_path):
     """For real: both processes are joined, and say so before they sample or write."""
-    words = ["--config", "quickstart.yaml", "--output_dir", str(tmp_path / "runs"), "--folder", str(tmp_path / "files")]
+    words = ["--verb", "eval", "--config", "soul_eval_tiny.yaml", "--output_dir", str(tmp_path / "runs")]
     done = subprocess.run(
-        [sys.executable, "-m", "ditto_jax", "launch", *words, "--yes"], capture_output=True, text=True
+        [sys.executable, "-m", "ditto_jax", "launch", *words, "--folder", str(tmp_path / "files"), "--yes"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "note: will be refused: train with 2 processes" in done.stdout
-    assert "ditto-jax: error: train with 2 processes" in done.stdout
+    assert "note: will be refused: eval with 2 processes" in done.stdout
+    assert "ditto-jax: error: eval with 2 processes" in done.stdout
     assert not (tmp_path / "runs").exists()

@@ -35,7 +35,7 @@ WORDS = "who was there?"
 PROBE: Behaviour = gives_feedback("{}")
 
 
-def judged_by(base_url: str, **changes: Any) -> JudgeConfig:
+def judged_by(base_url: str | None, **changes: Any) -> JudgeConfig:
     values: dict[str, Any] = {
         "kind": "openai",
         "model": "tiny-judge",
