@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError
 from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.objective import Objective
+from ditto_jax.plan.room import memory_warning
 from ditto_jax.report.page import write_report
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.metrics import Stopwatch
@@ -32,6 +34,9 @@ from ditto_jax.setup import assemble, require_training_room, training_stream
 from ditto_jax.tracking import Trackers, require_trackers, tracked
 from ditto_jax.trainer import Trainer
 from ditto_jax.weights import require_trainable
+from model.attention_kernels import kernel_of_device
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -86,6 +91,8 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     require_trainable(config)
     require_trackers(config.report_to)
     stream, absent = training_stream(config)
+    if lacking := memory_warning(config, jax.local_devices()[0], jax.device_count(), kernel_of_device()):
+        logger.warning("%s", lacking)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)
     trainer = Trainer(config, parts, stream, objective)
