@@ -5,7 +5,7 @@ configurations, described or simulated devices → **predicted over reserved, pa
     python -m benchmarks.plan_check              the recorded TPU programs, and updates on eight simulated devices
     python -m benchmarks.plan_check --tpu        updates of other shapes for described TPUs too (needs libtpu)
 
-Nothing runs on any device: what is compared is memory, not time.
+Nothing runs on any device. Times are compared with the speeds of training that others have published, no more.
 """
 
 from __future__ import annotations
@@ -205,6 +205,75 @@ def compare() -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
             yield f"{target} {program}", sampling(case, program), found
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Tokens a second and device that others report for training, and what they trained, on sequences of one length.
+
+    again: whether activations are computed again in the backward pass.
+    """
+
+    source: str
+    topology: str
+    model: str
+    adapters: bool
+    again: bool
+    length: int
+    speed: float
+
+
+PUBLISHED = (
+    Published("NeMo AutoModel, performance summary", "h100-1", "llama-3.1-8b", True, False, 4096, 12_473),
+    Published("MaxText, v6e-256", "v6e-256", "llama-3.1-8b", False, True, 8192, 7_207),
+    Published("prime-rl, baselines of its CI", "h100-1", "qwen3-4b", True, True, 16384, 6_229),
+    Published("prime-rl, baselines of its CI", "h100-1", "qwen3-4b", True, True, 65536, 4_164),
+)
+
+
+def predicted_speed(one: Published) -> float:
+    """Returns tokens a second and device of an update by the formulas and assumptions of a plan, without padding."""
+    from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TrainConfig
+    from ditto_jax.plan.assumptions import Assumptions
+    from ditto_jax.plan.memory import mesh_over
+    from ditto_jax.plan.seconds import Clock
+    from ditto_jax.plan.topology import find_topology
+    from ditto_jax.plan.work import Work
+    from model import presets
+    from model.lora import LoraConfig
+
+    qwen3_4b = dataclasses.replace(
+        presets.QWEN3_1_7B, hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32
+    )
+    model = {"qwen3-4b": qwen3_4b, **presets.PRESETS}[one.model]
+    topology, devices = find_topology(one.topology), find_topology(one.topology).devices
+    config = RunConfig(
+        dtype="bfloat16",
+        lora=LoraConfig(rank=16 if one.adapters else 0),
+        rollout=RolloutConfig(prompts_per_step=devices),
+        train=TrainConfig(
+            remat="full" if one.again else "none", micro_batch=devices, lanes=1, prefix=(1,), suffix=(one.length,)
+        ),
+        mesh=MeshConfig(1, -1, 1),
+    )
+    tokens = float(devices * one.length)
+    work = Work((), devices, 0.0, one.length, 0.0, trained=tokens, trained_replies=tokens)
+    clock = Clock(config, model, mesh_over(config.mesh, devices), topology, Assumptions(packed=1.0))
+    return one.length / clock.update(work)
+
+
+def speeds() -> str:
+    """Returns published speeds beside those of the formulas as Markdown."""
+    lines = [
+        "| who | devices | trained | sequences | tokens/s a device | predicted | over published |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for one in PUBLISHED:
+        found = predicted_speed(one)
+        what = f"{one.model}, {'adapters' if one.adapters else 'all parameters'}"
+        figures = f"{one.length:,} | {one.speed:,.0f} | {found:,.0f} | {found / one.speed:.2f} |"
+        lines.append(f"| {one.source} | {one.topology} | {what} | {figures}")
+    return "\n".join(lines)
+
+
 def table(rows: list[tuple[str, dict[str, float], dict[str, float]]]) -> str:
     """Returns predicted over reserved as Markdown: of arguments, of temporaries, of both together."""
     lines = [
@@ -246,7 +315,7 @@ def main() -> None:
     args.output.write_text(json.dumps(kept, indent=1) + "\n")
     named = {f"{chip}, 8 chips: {case.name}": case for chip, case in described()} | {c.name: c for c in simulated()}
     rows += [(name, predicted(named[name]), found) for name, found in kept.items()]
-    print(f"{table(rows)}\n\nwritten to {args.output}")
+    print(f"{table(rows)}\n\n{speeds()}\n\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from launch.flags import parse
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ditto_jax.plan.changes import Change
     from ditto_jax.plan.plan import Plan
     from ditto_jax.plan.topology import Topology
+
+    ToFit = tuple[tuple[str, ...], Plan]  # settings that are enough, and the plan with them
 
 _TOPOLOGY = Annotated[
     str, tyro.conf.arg(help="machine or slice, such as v5p-8, v6e-16, h100-8; several with commas are compared")
@@ -38,28 +39,31 @@ def main(args: list[str], command: list[str]) -> int:
     from ditto_jax.config import RunConfig
     from ditto_jax.plan.assumptions import Assumptions
     from ditto_jax.plan.changes import first_change, first_topology
-    from ditto_jax.plan.memory import model_of
-    from ditto_jax.plan.plan import make_plan
+    from ditto_jax.plan.memory import in_dtypes, model_of
+    from ditto_jax.plan.plan import CLOSE, make_plan
     from ditto_jax.plan.topology import find_topology
     from ditto_jax.runs.run_dir import write_atomically
 
     about = "Predict memory, hours, calls of judges and cost of a run, without the hardware."
     assume = Annotated[Assumptions, tyro.conf.arg(help="what no configuration says")]
-    options = [("topology", _TOPOLOGY, "h100-8"), ("output", _OUTPUT, None), ("assume", assume, Assumptions())]
+    options = [("topology", _TOPOLOGY, ""), ("output", _OUTPUT, None), ("assume", assume, Assumptions())]
     parsed = parse(RunConfig, args, "plan", about, options)
     config, console = parsed.config, Console(highlight=False)
     topologies = [find_topology(name) for name in parsed.options["topology"].split(",")]
     model = model_of(config)
     found = []
     for topology in topologies:
-        plan, change, larger = make_plan(config, model, topology, parsed.options["assume"]), None, None
+        plan, to_fit, larger = make_plan(config, model, topology, parsed.options["assume"]), None, None
         if not plan.fits:
-            change = first_change(config, model, topology.devices, topology.chip.memory, topology.chip.kernel)
-            larger = first_topology(config, model, topology)
-        found.append((plan, change, larger))
+            memory, kernel = CLOSE * topology.chip.memory, topology.chip.kernel
+            if change := first_change(config, model, topology.devices, memory, kernel):
+                sizes = in_dtypes(model, change.config)
+                to_fit = change.settings, make_plan(change.config, sizes, topology, parsed.options["assume"])
+            larger = first_topology(config, model, topology, CLOSE)
+        found.append((plan, to_fit, larger))
         if len(topologies) == 1:
             _show(console, plan)
-        print("\n".join([*plan.lines(), *_advice(plan, change, larger)]))
+        print("\n".join([*plan.lines(), *_advice(plan, to_fit, larger)]))
     if len(topologies) > 1:
         console.print(_comparison([plan for plan, _, _ in found]))
     if parsed.options["output"] is not None:
@@ -70,14 +74,16 @@ def main(args: list[str], command: list[str]) -> int:
     return 0
 
 
-def _advice(plan: Plan, change: Change | None, larger: Topology | None) -> list[str]:
+def _advice(plan: Plan, to_fit: ToFit | None, larger: Topology | None) -> list[str]:
     """What makes a run fit that does not, in lines."""
     if plan.fits:
         return []
     enough = "no change of settings that is known here is enough"
-    if change is not None:
-        peak = change.peak / 2**30
-        enough = f"to fit, set {' '.join(change.settings)} ({peak:.1f} GiB a device)"
+    if to_fit is not None:
+        settings, changed = to_fit
+        enough = (
+            f"to fit, set {' '.join(settings)} ({changed.peak / 2**30:.1f} GiB a device, {changed.hours:.1f} hours)"
+        )
     return [f"{enough}{f'; or take {larger.name}' if larger else ''}."]
 
 
@@ -161,7 +167,7 @@ def _comparison(plans: Sequence[Plan]) -> Any:
     return table
 
 
-def _as_json(plan: Plan, change: Change | None, larger: Topology | None) -> dict[str, Any]:
+def _as_json(plan: Plan, to_fit: ToFit | None, larger: Topology | None) -> dict[str, Any]:
     """Everything of a plan, sizes in bytes and times in seconds."""
     import dataclasses
 
@@ -173,6 +179,6 @@ def _as_json(plan: Plan, change: Change | None, larger: Topology | None) -> dict
         "hours": plan.hours,
         "chip_cost": plan.chip_cost,
         "calls_cost": plan.calls_cost,
-        "to_fit": None if change is None else dataclasses.asdict(change),
+        "to_fit": None if to_fit is None else {"settings": to_fit[0], "peak": to_fit[1].peak, "hours": to_fit[1].hours},
         "larger": None if larger is None else larger.name,
     }

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 PLANNED = {path.stem: path for path in PRESETS if "# ditto-jax plan" in path.read_text()}
+SOUL_ROWS = {"v5p-8": 32, "v5p-32": 128, "v5p-64": 256, "v5p-128": 512}  # sampler rows of the documents' table
 MODEL = ModelConfig(
     vocab_size=4096,
     hidden_size=256,

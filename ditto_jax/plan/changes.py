@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from ditto_jax.config import RunConfig
 from ditto_jax.errors import DittoError
-from ditto_jax.plan.memory import Memory, mesh_over
+from ditto_jax.plan.memory import Memory, in_dtypes, mesh_over
 from ditto_jax.plan.topology import SIZES, Topology, find_topology
 from model.config import ModelConfig
 from model.lora import LoraConfig
@@ -24,9 +24,10 @@ _MOST_GPUS_TRIED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """settings: flags and their new values, which together are enough. peak: bytes a device with them."""
+    """settings: flags and their new values, which together are enough. config: with them. peak: its bytes a device."""
 
     settings: tuple[str, ...]
+    config: RunConfig
     peak: float
 
 
@@ -38,21 +39,23 @@ def first_change(config: RunConfig, model: ModelConfig, devices: int, memory: fl
         for words, changed in change(config):
             peak = _peak(changed, model, devices, kernel)
             if peak <= memory:
-                return Change((words,), peak)
+                return Change((words,), changed, peak)
     together: list[str] = []
     for change in _changes(model, devices):
         last = None
         for words, changed in change(config):
             last, peak = (words, changed), _peak(changed, model, devices, kernel)
             if peak <= memory:
-                return Change((*together, words), peak)
+                return Change((*together, words), changed, peak)
         if last is not None:
             together, config = [*together, last[0]], last[1]
     return None
 
 
-def first_topology(config: RunConfig, model: ModelConfig, topology: Topology) -> Topology | None:
-    """Returns the smallest larger topology of the same kind that the run fits as it is; None if there is none."""
+def first_topology(config: RunConfig, model: ModelConfig, topology: Topology, share: float = 1.0) -> Topology | None:
+    """Returns the smallest larger topology of the same kind that the run fits as it is, within a share of its memory;
+    None if there is none.
+    """
     kind, _, number = topology.name.partition("-")
     numbers = SIZES.get(kind, tuple(2**power for power in range(_MOST_GPUS_TRIED.bit_length())))
     for larger in (find_topology(f"{kind}-{size}") for size in numbers if size > int(number)):
@@ -60,14 +63,13 @@ def first_topology(config: RunConfig, model: ModelConfig, topology: Topology) ->
             peak = Memory(config, model, mesh_over(config.mesh, larger.devices), larger.chip.kernel).peak
         except DittoError:  # a mesh of fixed sizes fits one number of devices
             continue
-        if peak <= larger.chip.memory:
+        if peak <= share * larger.chip.memory:
             return larger
     return None
 
 
 def _peak(config: RunConfig, model: ModelConfig, devices: int, kernel: str) -> float:
-    model = dataclasses.replace(model, param_dtype=config.param_dtype, compute_dtype=config.dtype)
-    return Memory(config, model, mesh_over(config.mesh, devices), kernel).peak
+    return Memory(config, in_dtypes(model, config), mesh_over(config.mesh, devices), kernel).peak
 
 
 _Changes = Iterator[tuple[str, RunConfig]]

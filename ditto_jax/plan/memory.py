@@ -48,9 +48,14 @@ def model_of(config: RunConfig) -> ModelConfig:
     """Returns the sizes of a run's model: of its folder, or the published ones of that name, in the run's dtypes."""
     name = Path(config.model_name_or_path).name.lower()
     if name in PRESETS and not Path(config.model_name_or_path).expanduser().is_dir():
-        return dataclasses.replace(PRESETS[name], param_dtype=config.param_dtype, compute_dtype=config.dtype)
+        return in_dtypes(PRESETS[name], config)
     folder = find_policy(config.model_name_or_path)
     return load_config(folder, param_dtype=config.param_dtype, compute_dtype=config.dtype)
+
+
+def in_dtypes(model: ModelConfig, config: RunConfig) -> ModelConfig:
+    """Returns the sizes in the dtypes of a run."""
+    return dataclasses.replace(model, param_dtype=config.param_dtype, compute_dtype=config.dtype)
 
 
 def mesh_over(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -277,7 +282,7 @@ class Memory:
 
 def _serves(kernel: str, config: RunConfig) -> bool:
     """Whether the longest calls of a run go to the device's kernel, by the rules of `model.attention_kernels`."""
-    if not kernel or config.attention not in ("auto", kernel):
+    if kernel not in ("cudnn", "splash") or config.attention not in ("auto", kernel):
         return False
     lengths = config.train.prefix[-1], config.train.suffix[-1], config.sampler.prefix[-1]
     if kernel == "cudnn":

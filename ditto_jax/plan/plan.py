@@ -108,6 +108,8 @@ def make_plan(config: RunConfig, model: ModelConfig, topology: Topology, assume:
     work = work_of(config, assume)
     calls = calls_of(config, work, assume)
     left_out = ["compiling, loading and saving", *(f"evaluation of {label}: no limit" for label in uncounted(config))]
+    if make_objective(config.objective).refinement.words == "policy":
+        left_out.append("reflections of the policy")
     return Plan(
         topology=topology,
         mesh=mesh,

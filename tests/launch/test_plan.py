@@ -51,6 +51,7 @@ def test_more_drafts_take_longer_and_a_longer_reply_takes_more_memory(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["--topology", ""], "topology=: give KIND-NUMBER"),
         (["--topology", "abacus-3"], "topology=abacus-3: give KIND-NUMBER, such as v5p-8; known: v4-N"),
         (["--topology", "v5p-7"], "there is no v5p with 7; choose one of 8, 16"),
         (["--topology", "rtx4090-3"], "does not fit 3 devices"),
