@@ -155,7 +155,7 @@ def _calls(plan: Plan) -> Any:
 
 
 def _comparison(plans: Sequence[Plan]) -> Any:
-    columns = ("topology", "devices", "GiB", "of", "fits", "s a step", "hours", "chip-hours", "cost of chips")
+    columns = ("topology", "chips", "GiB", "of", "fits", "s a step", "hours", "chip-hours", "cost")
     table = _table(*columns, title="compared")
     for plan in plans:
         cost = "no price" if plan.chip_cost is None else f"{plan.chip_cost:,.0f}"

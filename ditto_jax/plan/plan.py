@@ -99,8 +99,8 @@ class Plan:
 
 
 def make_plan(config: RunConfig, model: ModelConfig, topology: Topology, assume: Assumptions | None = None) -> Plan:
-    """Returns what a run will need on a topology. Raises ConfigError if its mesh does not fit the devices, or if a task
-    is unknown.
+    """Returns what a run will need on a topology. Raises ConfigError if its mesh does not fit the devices, if it
+    trains on nothing, or if a task is unknown.
     """
     assume = assume or Assumptions()
     mesh = mesh_over(config.mesh, topology.devices)
@@ -130,7 +130,7 @@ def _step(config: RunConfig, clock: Clock, work: Work, calls: Sequence[Calls]) -
     """Judges are waited for beside sampling where prompts are streamed, else after it."""
     phases, judges = clock.step(work), judge_seconds(calls)
     tasks = [LoadedTask(one.known_as, one.weight, get_task(one.name, one.options), (), one) for one in config.tasks]
-    if tasks and overlap_of(config, make_objective(config.objective), tasks) == "streaming":
+    if overlap_of(config, make_objective(config.objective), tasks) == "streaming":
         judges = max(0.0, judges - phases["prefill"] - phases["decode"])
     return {**phases, "judges": judges}
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 from ditto_jax.config import EvalConfig, RunConfig, TaskConfig
+from ditto_jax.errors import ConfigError
 from ditto_jax.objective import make_objective
 from ditto_jax.plan.assumptions import Assumptions
 from ditto_jax.types import ViewRole
@@ -34,7 +35,8 @@ class Rollouts:
 @dataclasses.dataclass(frozen=True)
 class Work:
     """Of one step, mean over the run. prompt, reply, words: tokens of one. trained: tokens that an update runs, each
-    prompt once; trained_replies: of these in replies. keys: mean tokens that a reply's token attends to."""
+    prompt once; trained_replies: of these in replies.
+    """
 
     rollouts: tuple[Rollouts, ...]
     prompts: float
@@ -64,7 +66,9 @@ class Work:
 
 
 def work_of(config: RunConfig, assume: Assumptions) -> Work:
-    """Returns what a mean step of the run comes to."""
+    """Returns what a mean step of the run comes to. Raises ConfigError if it trains on nothing."""
+    if not config.tasks:
+        raise ConfigError("tasks: the run has no task to train on; list at least one under `tasks` in the YAML")
     objective, rollout = make_objective(config.objective), config.rollout
     drafts = rollout.prompts_per_step * rollout.num_generations
     total = sum(task.weight for task in config.tasks)

@@ -56,6 +56,7 @@ def test_more_drafts_take_longer_and_a_longer_reply_takes_more_memory(tmp_path):
         (["--topology", "v5p-7"], "there is no v5p with 7; choose one of 8, 16"),
         (["--topology", "rtx4090-3"], "does not fit 3 devices"),
         (["--model_name_or_path", "no-such-model"], "model_name_or_path=no-such-model: no such folder"),
+        (["--tasks", "[]"], "tasks: the run has no task to train on"),
         (["--assume.reply_share", "2"], "assume.reply_share=2.0: is a share"),
     ],
 )

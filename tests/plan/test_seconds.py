@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TrainConfig
+from ditto_jax.config import MeshConfig, RolloutConfig, RunConfig, TaskConfig, TrainConfig
 from ditto_jax.errors import ConfigError
 from ditto_jax.objective import ObjectiveConfig
 from ditto_jax.plan.assumptions import Assumptions
@@ -42,6 +42,7 @@ def config_of(**changes: Any) -> RunConfig:
         "sampler": SamplerShapes(prefix=(1024,), max_new_tokens=512, max_rows=256),
         "train": TrainConfig(prefix=(1024,), suffix=(512,), remat="full", micro_batch=8),
         "mesh": MeshConfig(-1, 1, 1),
+        "tasks": (TaskConfig("hitom"),),
     }
     return RunConfig(**{**values, **changes})
 
