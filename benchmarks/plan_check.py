@@ -58,6 +58,7 @@ def simulated() -> Iterator[Case]:
     from benchmarks.workloads import SIZES
 
     model = SIZES["39M"].config
+    axes: tuple[str, ...] = ("data", "fsdp", "tensor")
     by_rows, mixed, by_heads = ((1, 8, 1), (2, 2, 2), (1, 2, 4))
     for name, sizes, lora, changes in (
         ("39M adapters, fsdp 8", by_rows, True, {}),
@@ -67,7 +68,7 @@ def simulated() -> Iterator[Case]:
         ("39M all parameters, 2 x 4, all logits", by_heads, False, {"logprob_chunk": 4096}),
         ("39M all parameters, 2 x 2 x 2, nothing recomputed", mixed, False, {"remat": "none"}),
     ):
-        mesh = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+        mesh: dict[str, int] = dict(zip(axes, sizes, strict=True))
         yield Case(name, step_config(mesh, lora, **changes), model, mesh)
 
 
