@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,14 @@ def table(rows: list[tuple[str, dict[str, float], dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def _libtpu(output: Path) -> str:
+    """The version that is here, else that of the file."""
+    try:
+        return version("libtpu")
+    except PackageNotFoundError:
+        return json.loads(output.read_text())["versions"]["libtpu"] if output.exists() else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the memory of a plan with what compilers reserve.")
     parser.add_argument("--tpu", action="store_true", help="compile updates of other shapes for described TPUs")
@@ -300,7 +309,7 @@ def main() -> None:
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
     import jax
 
-    kept = json.loads(args.output.read_text()) if args.output.exists() else {}
+    kept = json.loads(args.output.read_text())["results"] if args.output.exists() else {}
     rows = list(compare())
     if args.tpu:
         from jax.experimental import topologies
@@ -313,7 +322,9 @@ def main() -> None:
             kept[f"{chip}, 8 chips: {case.name}"] = reserved(case, devices)
     else:
         kept |= {case.name: reserved(case, jax.devices()[:8]) for case in simulated()}
-    args.output.write_text(json.dumps(kept, indent=1) + "\n")
+    # One set of versions for all: what another compiler says is to be compiled anew.
+    versions = {name: version(name) for name in ("jax", "jaxlib")} | {"libtpu": _libtpu(args.output)}
+    args.output.write_text(json.dumps({"versions": versions, "results": kept}, indent=1) + "\n")
     named = {f"{chip}, 8 chips: {case.name}": case for chip, case in described()} | {c.name: c for c in simulated()}
     rows += [(name, predicted(named[name]), found) for name, found in kept.items()]
     print(f"{table(rows)}\n\n{speeds()}\n\nwritten to {args.output}")

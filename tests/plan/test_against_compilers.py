@@ -22,7 +22,7 @@ from benchmarks.plan_check import speeds as speed_table
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
 TPU = [pytest.param(plan, real, id=name) for name, plan, real in compare()]
-FOUND = json.loads(RESULTS.read_text())
+FOUND = json.loads(RESULTS.read_text())["results"]
 CASES = {case.name: case for case in simulated()} | {
     f"{chip}, 8 chips: {case.name}": case for chip, case in described()
 }
