@@ -130,7 +130,10 @@ def _bar(share: float) -> str:
 
 
 def _times(plan: Plan) -> Any:
-    table = _table("phase", "seconds", "share", "", title="a mean step")
+    title = f"a mean step of {plan.steps}"
+    if plan.evaluations:
+        title += f"; {plan.evaluations} evaluations take {plan.evaluation:,.0f} s each"
+    table = _table("phase", "seconds", "share", "", title=title)
     table.columns[3].justify = "left"
     whole = sum(plan.step.values())
     for name, seconds in (*plan.step.items(), ("together", whole)):
@@ -155,14 +158,13 @@ def _calls(plan: Plan) -> Any:
 
 
 def _comparison(plans: Sequence[Plan]) -> Any:
-    columns = ("topology", "chips", "GiB", "of", "fits", "s a step", "hours", "chip-hours", "cost")
+    columns = ("topology", "chips", "GiB", "fits", "s a step", "hours", "chip-hours", "cost")
     table = _table(*columns, title="compared")
     for plan in plans:
         cost = "no price" if plan.chip_cost is None else f"{plan.chip_cost:,.0f}"
         step, chip_hours = sum(plan.step.values()), plan.hours * plan.topology.devices
-        memory = f"{plan.topology.chip.memory / 2**30:.1f}"
         figures = (f"{step:,.0f}", f"{plan.hours:,.1f}", f"{chip_hours:,.0f}", cost)
-        sizes = plan.topology.name, str(plan.topology.devices), f"{plan.peak / 2**30:.1f}", memory
+        sizes = plan.topology.name, str(plan.topology.devices), f"{plan.peak / 2**30:.1f}"
         table.add_row(*sizes, "yes" if plan.fits else "no", *figures)
     return table
 
