@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 GIB = 2**30
 
-_GOOGLE = "docs.cloud.google.com/tpu/docs/{}, read 2026-11"
-_NVIDIA = "NVIDIA's data sheet of {}, dense figures, read 2026-11"
+_GOOGLE = "docs.cloud.google.com/tpu/docs/{}, 2026-11"
+_NVIDIA = "NVIDIA's data sheet of {} (dense operations), as comparisons quote it, 2026-11"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ def _gpu(
 
 
 # Compilers give programs 15.75 and 31.25 GiB of v5e and v6e. Interconnects are half of a bandwidth that counts both
-# ways; GPUs without NVLink have PCIe. Between hosts, 400, 200 or 25 Gbit/s a GPU, as is usual.
+# ways; GPUs without NVLink have PCIe. Between hosts, 400, 200 or 25 Gbit/s a GPU, as is usual. That of v4 is not on
+# Google's page: six links of 45 GB/s (jax-ml.github.io/scaling-book). Bandwidths of v5e and v6e are those of the page
+# before it rounded them.
 CHIPS: Mapping[str, Chip] = {
     "t4": _gpu("T4", 15, 65, 320, 16, 3, kernel=""),
     "rtx4080": _gpu("RTX 4080", 16, 97, 717, 32, 3),
@@ -57,7 +59,7 @@ CHIPS: Mapping[str, Chip] = {
     "a100": _gpu("A100 SXM, 80 GB", 79, 312, 2039, 300, 25),
     "h100": _gpu("H100 SXM", 79.5, 989, 3350, 450, 50),
     "h200": _gpu("H200 SXM", 139, 989, 4800, 450, 50),
-    "v4": _tpu("v4", 31.75, 275, 1200, 300, "v4"),
+    "v4": _tpu("v4", 31.75, 275, 1200, 270, "v4"),
     "v5e": _tpu("v5e", 15.75, 197, 819, 200, "v5e"),
     "v5p": _tpu("v5p", 95, 459, 2765, 600, "v5p"),
     "v6e": _tpu("v6e", 31.25, 918, 1640, 400, "v6e"),
