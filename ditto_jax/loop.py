@@ -91,7 +91,8 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     require_trainable(config)
     require_trackers(config.report_to)
     stream, absent = training_stream(config)
-    if lacking := memory_warning(config, jax.local_devices()[0], jax.device_count(), kernel_of_device()):
+    lacking = memory_warning(config, jax.local_devices()[0], jax.device_count(), kernel_of_device())
+    if lacking and jax.process_index() == 0:
         logger.warning("%s", lacking)
     parts = assemble(config, stream.tasks)
     stream = require_training_room(config, parts, stream)
