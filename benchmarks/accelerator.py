@@ -34,8 +34,8 @@ from benchmarks.programs import Programs, StepSizes
 from benchmarks.word_task import WordOptions, WordTask
 from benchmarks.workloads import export
 from ditto_jax.config import RolloutConfig, RunConfig, TrainConfig
-from ditto_jax.memory_plan import CHIPS
 from ditto_jax.objective import ObjectiveConfig
+from ditto_jax.plan.chips import CHIPS
 from ditto_jax.rollouts.prompts import LoadedTask, PromptStream
 from ditto_jax.runs.metrics import Stopwatch
 from ditto_jax.sampling.slot_shapes import SamplerShapes

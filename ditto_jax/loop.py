@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from ditto_jax.config import RunConfig
@@ -22,6 +24,7 @@ from ditto_jax.errors import BudgetSpentError, DittoError, JudgeUnavailableError
 from ditto_jax.evaluation.evaluate import read_evaluations
 from ditto_jax.evaluation.run import evaluate_tasks
 from ditto_jax.objective import Objective
+from ditto_jax.plan.room import memory_warning
 from ditto_jax.report.page import write_report
 from ditto_jax.runs.checkpoint import Checkpoints
 from ditto_jax.runs.metrics import Stopwatch
@@ -35,6 +38,9 @@ from ditto_jax.team.team import Team
 from ditto_jax.tracking import Trackers, require_trackers, tracked
 from ditto_jax.trainer import Trainer
 from ditto_jax.weights import require_trainable
+from model.attention_kernels import kernel_of_device
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -91,6 +97,9 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     with contextlib.ExitStack() as held:
         post = held.enter_context(opened_post(team.number, team.count, config.mesh.judging == "leader"))
         stream, absent = training_stream(config)
+        lacking = memory_warning(config, jax.local_devices()[0], jax.device_count(), kernel_of_device())
+        if lacking and team.leads:
+            logger.warning("%s", lacking)
         parts = team.agree(lambda: assemble(config, stream.tasks, post))
         stream = require_training_room(config, parts, stream)
         trainer = Trainer(config, parts, stream, objective, team)

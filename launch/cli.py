@@ -36,7 +36,7 @@ VERBS = {
     "serve": Verb("serve a simulator at an OpenAI-compatible address", "launch.serve:main"),
     "chat": Verb("talk to a simulator in the terminal", "launch.serve:chat"),
     "export": Verb("write what a run has trained for other software", "launch.verbs:export"),
-    "plan": Verb("predict memory and time of a run on a kind of device", "launch.verbs:plan"),
+    "plan": Verb("predict memory, hours, calls of judges and cost of a run on other hardware", "launch.plan:main"),
     "compare": Verb("compare evaluated runs item by item: differences, intervals, noise", "launch.compare:main"),
     "judge": Verb("check the judge of an evaluated run; --human: be the judge, on a page", "launch.judge:main"),
     "diagnose": Verb("name what is wrong with a run, with evidence and something to try", "launch.diagnose:main"),
@@ -67,7 +67,7 @@ _EXAMPLES = """\
   ditto-jax serve runs/quickstart --preset userllm --persona persona.yaml
   ditto-jax serve --backend openai --base_url http://localhost:9000/v1 --model NAME
   ditto-jax chat tiny-tom
-  ditto-jax plan --config one_gpu_8b.yaml --chip rtx4090
+  ditto-jax plan --config soul_8b.yaml --topology v5p-8,v5p-32,v5p-64,v5p-128
   ditto-jax export runs/quickstart --format hf --output exported
   ditto-jax report runs/quickstart
   ditto-jax diagnose runs/quickstart --fail_on error

@@ -35,7 +35,8 @@ Lower what a step holds at once, in this order:
   --train.logprob_chunk   down  fewer positions have their vocabulary scores in memory together
   --rollout.max_completion_length, --train.prefix, --train.suffix  down  shorter rows
   --dtype bfloat16              half the memory for activations and the cache
-or spread the parameters over more devices: --mesh.fsdp or --mesh.tensor up."""
+or spread the parameters over more devices: --mesh.fsdp or --mesh.tensor up.
+`ditto-jax plan --topology` computes which of these is enough before a run is started."""
 
 
 def guarded(run: Callable[[], int]) -> int:

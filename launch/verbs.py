@@ -1,4 +1,4 @@
-"""The verbs that take a config: train, eval, sft, export, plan and report.
+"""The verbs that take a config: train, eval, sft, export and report.
 
 In: the words after the verb and the whole command (for the run's records). Out: an exit code. jax is imported only
 after the allocator is set.
@@ -76,27 +76,6 @@ def export(args: list[str], command: list[str]) -> int:
     about = "Write what a run has trained: adapters for PEFT, a whole model, or the Qwen3-VL that it began with."
     folder, reader = export_run(parse(ExportConfig, words, "export", about).config)
     print(f"exported: {folder} (for {reader})")
-    return 0
-
-
-def plan(args: list[str], command: list[str]) -> int:
-    """Prints what a run will need; nothing is loaded, and no device is touched."""
-    from ditto_jax.config import RunConfig
-    from ditto_jax.errors import ConfigError
-
-    chip = Annotated[str, tyro.conf.arg(help="kind of device, for example h100")]
-    count = Annotated[int, tyro.conf.arg(help="number of devices")]
-    parsed = parse(
-        RunConfig, args, "plan", "Predict memory and time of a run.", [("chip", chip, "h100"), ("devices", count, 1)]
-    )
-    from ditto_jax.memory_plan import CHIPS, make_plan, model_of
-
-    name, devices = parsed.options["chip"], parsed.options["devices"]
-    if name not in CHIPS:
-        raise ConfigError(f"chip={name}: choose one of {', '.join(CHIPS)}")
-    if devices < 1:
-        raise ConfigError(f"devices={devices}: must be at least 1")
-    print("\n".join(make_plan(parsed.config, model_of(parsed.config), CHIPS[name], devices).lines()))
     return 0
 
 

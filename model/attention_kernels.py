@@ -34,7 +34,7 @@ def kernel_of(setting: str, q: jax.Array, own: Any, prefix: Any | None) -> str:
     that it does not know; rows or heads that the mesh does not divide; few queries over a prefix of many rows, whose
     copies would be larger than the scores that are saved.
     """
-    name = _of_device() if setting == "auto" else setting
+    name = kernel_of_device() if setting == "auto" else setting
     keys = {leaf.dtype for leaf in jax.tree.leaves((own, prefix))}
     if name == REFERENCE or q.shape[1] == 1 or keys != {q.dtype} or not _divides(q.shape[0], own.shape[1]):
         return REFERENCE
@@ -47,7 +47,8 @@ def kernel_of(setting: str, q: jax.Array, own: Any, prefix: Any | None) -> str:
 
 
 @functools.cache
-def _of_device() -> str:
+def kernel_of_device() -> str:
+    """Returns the kernel that `auto` means on the devices of this process."""
     device = jax.local_devices()[0]
     if device.platform == "gpu" and "NVIDIA" in device.device_kind and float(device.compute_capability) >= 8:
         return "cudnn"

@@ -129,6 +129,16 @@ class Task(abc.ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT):
         self.options = options
 
+    @property
+    def questions(self) -> int:
+        """How many questions make a score where rules give none, for estimates; 0 where rules always do."""
+        return int(type(self).score_requests is not Task.score_requests)
+
+    @property
+    def auxiliary_roles(self) -> tuple[str, ...]:
+        """The roles for which episodes ask auxiliary models, for estimates."""
+        return ()
+
     @abc.abstractmethod
     def load(self, source: Source) -> Sequence[Example]:
         """Returns validated examples. Raises MissingInputError (absent path) or DataError (file, row, field)."""

@@ -89,6 +89,10 @@ class CoSER(SoulTask[CoSEROptions]):
     in_character = True
     sources: ClassVar = {"files": ("train", "test"), "parquet": SPLITS}
 
+    @property
+    def auxiliary_roles(self) -> tuple[str, ...]:
+        return NEXT_SPEAKER, NARRATOR
+
     def read_files(self, path: Path, source: Source) -> list[Example]:
         """Reads the circumstances for the split "test" and rebuilds the training sample for "train"."""
         if source.split == "test":

@@ -101,6 +101,10 @@ class MirrorBench(SoulTask[MirrorBenchOptions]):
     simulates_user = True
     sources: ClassVar = {"files": ("test",), "parquet": SPLITS}
 
+    @property
+    def auxiliary_roles(self) -> tuple[str, ...]:
+        return (ASSISTANT,) if self.options.assistant == "llm" else ()
+
     def read_files(self, path: Path, source: Source) -> list[Example]:
         return read_mirrorbench(path, source.split, source.rows)
 

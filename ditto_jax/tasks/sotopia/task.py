@@ -96,6 +96,14 @@ class Sotopia(SoulTask[SotopiaOptions]):
     in_character = True
     sources: ClassVar = {"generated": SPLITS, "files": SPLITS, "parquet": SPLITS}
 
+    @property
+    def questions(self) -> int:
+        return 1 + self.options.audit
+
+    @property
+    def auxiliary_roles(self) -> tuple[str, ...]:
+        return (PARTNER,)
+
     def generate(self, split: str, count: int, seed: int) -> list[Example]:
         return generate_sotopia(split, count, seed)
 
