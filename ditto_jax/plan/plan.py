@@ -30,8 +30,8 @@ CLOSE = 0.9  # of the memory: beyond it a run may fail by the error of these fig
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Memory in bytes a device: what lies there always (`held`), and beside it at either peak; together: at both, since
-    the next step is sampled during the update. step: seconds of a mean step by phase; "judges" is what of their time no sampling hides. evaluation: seconds of one. left_out: what is not
-    counted, in words.
+    the next step is sampled during the update. step: seconds of a mean step by phase; "judges" is what of their time no
+    sampling hides. evaluation: seconds of one. left_out: what is not counted, in words.
     """
 
     topology: Topology

@@ -21,7 +21,7 @@ SIZES: Mapping[str, tuple[int, ...]] = {"v4": _CUBES, "v5p": _CUBES, "v5e": _FLA
 _CORES_A_CHIP = {"v4": 2, "v5p": 2}
 _ALSO_CALLED = {"v5litepod": "v5e"}
 _MOST_GPUS = 4096
-_ONE_HOST = {"v5e": 8, "v6e": 8}  # chips of the largest slice with one host; hosts of larger ones have four
+_ONE_HOST = {"TPU v5e": 8, "TPU v6e": 8}  # chips of the largest slice with one host; hosts of larger ones have four
 
 
 @dataclasses.dataclass(frozen=True)
