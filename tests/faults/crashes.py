@@ -62,11 +62,9 @@ class Started:
 class Worker:
     """A process of `crash_worker`: starts runs one after another. Use it as `with Worker(...) as worker`."""
 
-    def __init__(self, library: Path | None, environment: Mapping[str, str] | None = None):
-        """library: of `built_crash_points`; None leaves runs unobserved. environment: beside that of this process."""
-        known = {**os.environ, "PYTHONPATH": str(_ROOT), **(environment or {})}
-        if library is not None:
-            known["LD_PRELOAD"] = str(library)
+    def __init__(self, library: Path, environment: Mapping[str, str] | None = None):
+        """library: of `built_crash_points`. environment: beside that of this process."""
+        known = {**os.environ, "PYTHONPATH": str(_ROOT), "LD_PRELOAD": str(library), **(environment or {})}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.crash_worker"],
             stdin=subprocess.PIPE,
