@@ -1,4 +1,4 @@
-"""A run that is killed as it changes its directory, five times over, ends like a straight one, and nothing that was
+"""A run that is killed as it changes its directory, four times over, ends like a straight one, and nothing that was
 kept is paid for again.
 """
 
@@ -21,7 +21,6 @@ _DRAWN = random.Random(5)
 # One after another in the life of one run, which goes on from where the one before it fell: pattern and number.
 CRASHES = [
     ("*", _DRAWN.randrange(30, 200)),  # while the first step is set up, sampled and judged
-    ("after write metrics.jsonl", 1),
     ("before fsync checkpoints/1.*", _DRAWN.randrange(2, 14)),  # in the midst of the arrays
     ("before rename checkpoints/2", 1),  # complete but for its name
     ("after write report/*", 1),
