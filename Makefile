@@ -10,11 +10,12 @@ PYTHON ?= python3
 VENV := .venv
 PARITY_VENV := .venv-parity
 WHEEL_VENV := build/wheel-check/venv
+AUDIT_VENV := build/audit/venv
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # A file's tests share what it prepares, so that they stay in one process.
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: quickstart test test-browser lint wheel wheel-check parity clean
+.PHONY: quickstart test test-browser lint audit wheel wheel-check parity clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +46,14 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# Known vulnerabilities of what is installed, as pypi.org tells them; --strict: what cannot be asked about is an error.
+audit: $(VENV)/.installed
+	rm -rf build/audit && mkdir -p build/audit
+	$(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python $(PIP_INSTALL) 'pip-audit>=2.9,<3'
+	$(VENV)/bin/python -m pip freeze --exclude-editable > build/audit/installed.txt
+	$(AUDIT_VENV)/bin/pip-audit --strict --disable-pip --no-deps -r build/audit/installed.txt
 
 wheel: $(VENV)/.installed
 	rm -rf dist

@@ -15,7 +15,7 @@ from ditto_jax.judge.config import JudgeConfig, PartnerConfig, PolicyConfig, Rol
 from ditto_jax.judge.words import SHUFFLED
 from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
 from ditto_jax.sampling.slot_shapes import SamplerShapes
-from ditto_jax.strict import build
+from ditto_jax.strict import build, is_folder_name
 from ditto_jax.update.state import OptimizerConfig
 from model.lora import LoraConfig
 from model.remat import Remat
@@ -89,7 +89,7 @@ class TaskConfig:
     def __post_init__(self):
         if self.weight <= 0:
             raise ConfigError(f"tasks.{self.name}.weight={self.weight}: must be positive; leave the task out instead")
-        if "/" in self.label or self.label.startswith("."):
+        if self.label and not is_folder_name(self.label):
             raise ConfigError(
                 f"tasks.{self.name}.label={self.label!r}: give a plain folder name, for example {self.name}-2"
             )
@@ -295,7 +295,7 @@ class RunConfig:
                 f"sampler.merge_adapters with quantization={self.quantization}: the merged copy would be a "
                 "full-precision model beside the small one; set sampler.merge_adapters to false"
             )
-        if "/" in self.run_name or self.run_name in ("", ".", ".."):
+        if not is_folder_name(self.run_name):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")
 
     def _may_be_asked_about(self, task: TaskConfig) -> bool:

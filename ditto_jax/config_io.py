@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import pydantic
 import yaml
 
 from ditto_jax.errors import ConfigError, MissingInputError
-from ditto_jax.strict import build
+from ditto_jax.strict import adapter, build
 
 ConfigT = TypeVar("ConfigT")
 
@@ -40,14 +41,22 @@ def find_config(name: str) -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file; raises ConfigError with the place for anything else."""
+    return parse_yaml(path.read_bytes(), str(path))
+
+
+def parse_yaml(content: bytes, where: str) -> dict[str, Any]:
+    """Returns the mapping in YAML; raises ConfigError, which begins with `where`, for anything else."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        loaded = yaml.safe_load(content.decode("utf-8"))
+        json.dumps(loaded, default=str, skipkeys=True)  # raises if an alias makes a value a part of itself
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, a 13th month, a number of thousands of digits
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: the top level must be a mapping of settings, found {type(loaded).__name__}")
+        raise ConfigError(f"{where}: the top level must be a mapping of settings, found {type(loaded).__name__}")
     return loaded
 
 
@@ -87,7 +96,7 @@ def load_config(cls: type[ConfigT], paths: Sequence[str]) -> tuple[ConfigT, dict
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Returns the config as plain YAML-ready values."""
-    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+    return adapter(type(config)).dump_python(config, mode="json")
 
 
 def to_yaml(config: Any) -> str:

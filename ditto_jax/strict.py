@@ -1,13 +1,15 @@
 """Typed construction of frozen dataclasses from plain values: wrong types and unknown keys are errors that help.
 
 One function serves YAML files, task options and saved configs, so that every unknown key is answered with the
-nearest known one and every wrong type names the dotted key.
+nearest known one and every wrong type names the dotted key. What no setting may be, whatever it is for, is here too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -55,11 +57,39 @@ def _chosen(classes: list[type], value: Mapping[str, Any], where: str) -> type:
     return by_kind[value["kind"]]
 
 
+@functools.cache
+def adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+    """Returns what reads and writes a class of settings; making it takes far longer than using it."""
+    return pydantic.TypeAdapter(cls)
+
+
+def refuse_nan(value: Any, where: str = "") -> None:
+    """Returns nothing; raises ConfigError if any number in a config is "not a number".
+
+    Every comparison with it is false, so that it would slip through the limits of a setting.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{where}=nan: must be a number; leave it out for the default")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_nan(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            refuse_nan(inner, f"{where}[{number}]")
+
+
+def is_folder_name(name: str) -> bool:
+    """Returns whether `name` is one plain, visible part of a path on every system: no way out of its folder."""
+    return name.isprintable() and bool(name.strip()) and not name.startswith(".") and not {"/", "\\"} & set(name)
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Returns `cls(**values)` with every nested value validated; raises ConfigError naming the dotted key."""
     _check_keys(cls, values, where)
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        built = adapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
@@ -67,6 +97,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
             raise cause from None
         dotted = ".".join([*([where] if where else []), *_keys_of(first["loc"], values, first["type"] == "missing")])
         raise ConfigError(f"{dotted}={first.get('input')!r}: {first['msg']}") from None
+    refuse_nan(built, where)
+    return built
 
 
 def _keys_of(location: tuple[Any, ...], values: Any, is_missing: bool) -> list[str]:

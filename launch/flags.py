@@ -23,7 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ditto_jax.config_io import explain, flatten, load_config, to_plain
 from ditto_jax.errors import ConfigError
-from ditto_jax.strict import build
+from ditto_jax.strict import build, refuse_nan
 
 ConfigT = TypeVar("ConfigT")
 
@@ -69,6 +69,7 @@ def parse(
         before = loaded if loaded is not None else load_config(cls, [])[0]
         print(explain(flags.settings, origin, before))
         sys.exit(0)
+    refuse_nan(flags.settings)
     return Parsed(flags.settings, {name: getattr(flags, name) for name, _, _ in options})
 
 

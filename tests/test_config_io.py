@@ -18,12 +18,13 @@ from ditto_jax.config_io import explain, find_config, flatten, load_config, merg
 from ditto_jax.errors import ConfigError, MissingInputError
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.sft_run import SFTConfig
+from ditto_jax.update.state import OptimizerConfig
 
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
 
-def write(folder: Path, name: str, text: str) -> str:
-    (folder / name).write_text(text)
+def write(folder: Path, name: str, text: str | bytes) -> str:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(folder / name)
 
 
@@ -95,6 +96,14 @@ def test_every_value_is_explained_by_where_it_came_from(tmp_path):
         ("rollout: 3", r"rollout=3"),
         ("- seed: 1", r"top level must be a mapping of settings, found list"),
         ("seed: [1", r"not valid YAML"),
+        ("run_name: 2026-13-01", r"not valid YAML: month must be in 1\.\.12"),
+        (f"seed: {'9' * 5000}", r"not valid YAML"),
+        ("[" * 5000, r"not valid YAML: nested too deeply"),
+        ("run_name: caf\xe9".encode("latin-1"), r"not valid YAML: .*utf-8"),
+        ("tasks: [{name: hitom, options: &a {b: *a}}]", r"not valid YAML: Circular reference"),
+        ("optimizer: {learning_rate: .nan}", r"optimizer\.learning_rate=nan: must be positive"),
+        ("optimizer: {beta2: nan}", r"optimizer\.beta2=nan: must be a number; leave it out for the default"),
+        ("tasks: [{name: hitom, weight: .nan}]", r"tasks\[0\]\.weight=nan: must be a number"),
     ],
 )
 def test_a_mistake_in_a_file_names_its_key(text, message, tmp_path):
@@ -127,6 +136,12 @@ IMPOSSIBLE: list[tuple[Any, str]] = [
     (lambda: RunConfig(evaluation=EvalConfig(tasks=(TASK, TASK))), r"evaluation\.tasks: labels"),
     (lambda: RunConfig(overwrite=True, resume="must"), r"overwrite with resume=must"),
     (lambda: RunConfig(run_name=".."), r"run_name='\.\.'"),
+    (lambda: RunConfig(run_name="..\\up"), r"run_name=.*plain folder name"),
+    (lambda: RunConfig(run_name="run\0"), r"run_name='run\\x00'.*plain folder name"),
+    (lambda: RunConfig(run_name="\ud800"), r"run_name=.*plain folder name"),
+    (lambda: RunConfig(run_name=" "), r"run_name=.*plain folder name"),
+    (lambda: TaskConfig("hitom", label="up\\.."), r"label=.*plain folder name"),
+    (lambda: OptimizerConfig(learning_rate=float("nan")), r"optimizer\.learning_rate=nan: must be positive"),
     (lambda: JudgeConfig(kind="openai"), r"judge\.model=None"),
     (lambda: SFTConfig(), r"stages: names \[\] must be distinct and at least one"),
 ]

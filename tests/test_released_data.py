@@ -133,6 +133,13 @@ def test_a_changed_file_is_found_by_the_check_by_the_next_fetch_and_by_the_reade
         check(folder)
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", ".."])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    (tmp_path / MANIFEST).write_text(json.dumps({"data_set": "d", "commit": "c", "sha256": {name: "0"}}))
+    with pytest.raises(DataError, match="not the name of a file in this folder"):
+        check(tmp_path)
+
+
 def test_a_closed_network_is_told_with_data_set_revision_and_the_command_for_elsewhere(tmp_path):
     config = FetchConfig(revision=COMMIT, output=str(tmp_path), tasks=("coser",), endpoint="http://127.0.0.1:9")
     with pytest.raises(MissingInputError) as caught:

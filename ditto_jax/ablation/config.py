@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from ditto_jax.errors import ConfigError
+from ditto_jax.strict import is_folder_name
 
 # What an arm may not set: it would no longer be compared like the others, or is given by arm and seed.
 _NOT_OF_AN_ARM = (
@@ -25,7 +26,7 @@ class ArmConfig:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if not is_folder_name(self.name):
             raise ConfigError(f"arms.name={self.name!r}: give a plain folder name, for example grpo")
         for key in self.settings:
             if key in _NOT_OF_AN_ARM:
@@ -110,7 +111,7 @@ class AblationConfig:
         unknown = [name for name in self.references if name not in names]
         if unknown:
             raise ConfigError(f"references: {unknown[0]!r} is no arm; the arms are {', '.join(names)}")
-        if "/" in self.name or self.name in ("", ".", ".."):
+        if not is_folder_name(self.name):
             raise ConfigError(f"name={self.name!r}: give a plain folder name, for example my_ablation")
         for field in ("seeds", "updates", "workers"):
             if getattr(self, field) < 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pydantic
 
 from ditto_jax.errors import DataError
+from ditto_jax.strict import is_folder_name
 
 MANIFEST = "manifest.json"
 
@@ -24,6 +25,14 @@ class Manifest(pydantic.BaseModel):
     data_set: str
     commit: str
     sha256: Mapping[str, str]
+
+    @pydantic.field_validator("sha256")
+    @classmethod
+    def _stays_in_the_folder(cls, sha256: Mapping[str, str]) -> Mapping[str, str]:
+        for name in sha256:
+            if not is_folder_name(name):
+                raise ValueError(f"{name!r} is not the name of a file in this folder")
+        return sha256
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ class OptimizerConfig:
     nu_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"optimizer.learning_rate={self.learning_rate}: must be positive, for example 5.0e-6")
         if self.schedule not in ("constant", "linear", "cosine"):
             raise ConfigError(f"optimizer.schedule={self.schedule!r}: choose constant, linear or cosine")

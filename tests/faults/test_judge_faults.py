@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -26,6 +28,7 @@ from tests.graded_task import WORDS, graded_task, grades
 from tests.judge.quiz import make_openai_judge
 from tests.judge.server import (
     Behaviour,
+    ScriptedServer,
     completion,
     drops_mid_body,
     fails,
@@ -192,6 +195,23 @@ def test_an_endpoint_that_refuses_tls_is_told_before_anything_is_written(port: s
         with pytest.raises(JudgeUnavailableError, match=r"unavailable after 3 attempt\(s\): connection failed"):
             asyncio.run(judge.check())
         assert server.received == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
+def test_an_endpoint_whose_certificate_nobody_vouches_for_is_sent_nothing(tmp_path: Path):
+    file = str(tmp_path / "own.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", file, "-out", f"{file}.crt"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, *names], check=True, capture_output=True)
+    with open(file, "a") as key_and_certificate:
+        key_and_certificate.write(Path(f"{file}.crt").read_text())
+    server = ScriptedServer([grades])
+    server.speak_tls(Path(file))
+    with server.running():
+        judge = make_openai_judge(server.base_url.replace("http:", "https:"), max_retries=0)
+        with pytest.raises(JudgeUnavailableError, match=r"unavailable after 1 attempt\(s\): connection failed"):
+            asyncio.run(judge.check())
+    assert server.received == []
 
 
 def test_a_server_that_asks_for_a_wait_by_the_date_cannot_hold_a_run_when_a_clock_jumps():

@@ -10,10 +10,13 @@ import contextlib
 import dataclasses
 import json
 import socket
+import ssl
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Behaviour = Callable[[BaseHTTPRequestHandler], None]
@@ -34,6 +37,15 @@ class Received:
         return json.loads(self.raw)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed between two requests is no error of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class ScriptedServer:
     """A running server: where it listens, what it received, how busy it was."""
 
@@ -45,12 +57,17 @@ class ScriptedServer:
         self.first_arrived = threading.Event()
         self._in_flight = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", 0), self._handler())
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    def speak_tls(self, certificate: Path) -> None:
+        """Call before it runs. certificate: file with the certificate and its key."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[ScriptedServer]:

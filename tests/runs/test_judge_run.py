@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import logging
+import re
 import shutil
 import sys
 from http.server import BaseHTTPRequestHandler
@@ -76,6 +79,11 @@ def _command_lines() -> bytes:
     return b"\n".join(lines)
 
 
+def _compressed_in(page: bytes) -> bytes:
+    """Everything that a report holds as compressed text."""
+    return b"\n".join(gzip.decompress(base64.b64decode(text)) for text in re.findall(rb"H4sI[A-Za-z0-9+/]+=*", page))
+
+
 @pytest.mark.parametrize("source", ["variable", "command"])
 def test_a_planted_key_is_in_no_artefact_log_or_process_list(
     policy_folder: Path, tmp_path: Path, monkeypatch, caplog, capfd, source: str
@@ -104,5 +112,7 @@ def test_a_planted_key_is_in_no_artefact_log_or_process_list(
     assert not [name for name, content in files.items() if KEY.encode() in content]
     rollouts = json.dumps(contents(run))  # these files are compressed
     assert KEY not in rollouts and "[key]" in rollouts
+    shown = _compressed_in(files["report/index.html"])
+    assert KEY.encode() not in shown and b"[key]" in shown
     out = capfd.readouterr()
     assert KEY not in caplog.text + out.out + out.err
