@@ -132,7 +132,7 @@ class Bench:
         held, batch = [_filled(state)], _filled(batch)
 
         def run() -> Any:
-            held[0], *measured = update(held[0], self.params, batch)
+            held[0], *measured = update(held[0], self.params, batch, None)
             return measured
 
         seconds = seconds_of(run, self.rounds)

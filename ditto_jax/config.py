@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ditto_jax.errors import ConfigError
 from ditto_jax.judge.config import JudgeConfig, PartnerConfig, PolicyConfig, RoleConfig, ShadowConfig
 from ditto_jax.judge.words import SHUFFLED
-from ditto_jax.objective import ObjectiveConfig, make_objective, validate_run
+from ditto_jax.objective import Kl, ObjectiveConfig, make_objective, validate_run
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.strict import build, is_folder_name
 from ditto_jax.update.state import OptimizerConfig
@@ -127,7 +127,9 @@ class RolloutConfig:
     and the task and the objective allow it (docs/how-it-works.md). max_feedback_length: tokens that words may add to a
     prompt with the first two. steps_behind: 0 samples a step with the weights that learn from it; 1 with those of one
     step before, so that the rollouts of the next step are sampled and judged while the present one is learned from;
-    every term of the objective then needs a `mismatch`, the weight for the policy having moved on.
+    every term of the objective then needs a `mismatch`, the weight for the policy having moved on. constrained: hold
+    replies to the forms that tasks say (docs/tasks.md); log-probs, of the sampler and of the update, are then those of
+    the distribution over the tokens that were allowed.
     """
 
     prompts_per_step: int = 64
@@ -139,6 +141,7 @@ class RolloutConfig:
     overlap: Literal["auto", "streaming", "barrier", "waves", "off"] = "auto"
     max_feedback_length: int = 256
     steps_behind: Literal[0, 1] = 0
+    constrained: bool = False
 
     def __post_init__(self):
         if self.max_feedback_length < 1:
@@ -187,11 +190,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation without feedback: tasks, sampling, and how many samples per item. temperature 0 is greedy."""
+    """Evaluation without feedback: tasks, sampling, and how many samples per item. temperature 0 is greedy.
+
+    constrained: hold replies to the forms that tasks say (docs/evaluation.md), which gives other figures.
+    """
 
     tasks: tuple[TaskConfig, ...] = ()
     temperature: float = 0.0
     num_samples: int = 1
+    constrained: bool = False
     every: int = 0  # steps between evaluations during training; 0 = only before and after
     with_feedback: bool = False  # also measure the refined reply after feedback, and after content-free feedback
     bootstrap: int = 2000
@@ -261,6 +268,7 @@ class RunConfig:
                 "opinions are collected when nothing else is judged; set rollout.steps_behind to 0 or shadow.kind to "
                 "none"
             )
+        self._check_constrained()
         if self.train.updates_per_step > self.rollout.prompts_per_step:
             raise ConfigError(
                 f"train.updates_per_step={self.train.updates_per_step} exceeds rollout.prompts_per_step="
@@ -297,6 +305,16 @@ class RunConfig:
             )
         if not is_folder_name(self.run_name):
             raise ConfigError(f"run_name={self.run_name!r}: give a plain folder name, for example my_run")
+
+    def _check_constrained(self) -> None:
+        """A divergence over candidates would compare tokens that were not allowed."""
+        objective = make_objective(self.objective)
+        if self.rollout.constrained and any(isinstance(t.loss, Kl) and not t.loss.sampled for t in objective.terms):
+            raise ConfigError(
+                f"rollout.constrained with objective.name={objective.name}: its divergence is taken over candidate "
+                "tokens, some of which were not allowed; set rollout.constrained to false, or take an objective of "
+                "sampled tokens such as ditto"
+            )
 
     def _may_be_asked_about(self, task: TaskConfig) -> bool:
         """False for a task whose gate lets no draft through."""

@@ -17,6 +17,7 @@ from ditto_jax.errors import ConfigError, MissingInputError, ModelError
 from ditto_jax.sampling.sampler import Sampler
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.text.chat import ChatFormat, make_chat_format
+from ditto_jax.text.grammar import Grammars
 from ditto_jax.text.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
 from model.errors import UnsupportedModel, WeightsError
@@ -37,8 +38,15 @@ class Policy:
 
     def sampler(self, shapes: SamplerShapes, mesh: Mesh | None = None) -> Sampler:
         """Returns a sampler for this policy's vocabulary and stop tokens."""
-        stop_ids = (*self.chat_format.stop_ids, *self.config.eos_token_ids)
-        return Sampler(self.config, shapes, stop_ids, self.tokenizer.decode, mesh)
+        return Sampler(self.config, shapes, self._stop_ids, self.tokenizer.decode, mesh)
+
+    def grammars(self) -> Grammars:
+        """Returns what makes masks of the forms of replies, for this policy's tokens."""
+        return Grammars(self.tokenizer, self.config.vocab_size, self._stop_ids)
+
+    @property
+    def _stop_ids(self) -> tuple[int, ...]:
+        return (*self.chat_format.stop_ids, *self.config.eos_token_ids)
 
 
 def find_policy(name: str) -> Path:

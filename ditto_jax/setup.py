@@ -27,6 +27,7 @@ from ditto_jax.judge.shadow import SecondOpinions, Shadow
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.rollouts.api_engine import ApiEngine
 from ditto_jax.rollouts.engine import Engine
+from ditto_jax.rollouts.forms import require_forms
 from ditto_jax.rollouts.partners import Partners, RoleBook
 from ditto_jax.rollouts.prompt_lengths import Room, require_room, room_of, with_room
 from ditto_jax.rollouts.prompts import LoadedTask, PromptStream, load_task
@@ -219,6 +220,8 @@ def assemble_endpoint(config: RunConfig) -> EndpointParts:
     judges = Judges(judge, _content_free(config, evaluation, hub))
     partners = RoleBook(config.partner, config.endpoints, hub)
     endpoint = ApiEngine(config.policy, partners, config.rollout.stop_strings, hub)
+    if config.evaluation.constrained:
+        require_forms(evaluation, "evaluation.constrained", endpoint.check_form)
     return EndpointParts(endpoint, judge, judges, None, partners, hub, evaluation, skipped, endpoint)
 
 
@@ -279,6 +282,7 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = (), post: Post 
         config.rollout.max_completion_length,
         config.rollout.stop_strings,
         partners,
+        policy.grammars(),
     )
     hub.speaker = engine
     room = room_of(engine)
@@ -287,6 +291,12 @@ def assemble(config: RunConfig, training: Sequence[LoadedTask] = (), post: Post 
         raise ConfigError(f"evaluation.tasks: {_listed(skipped | too_long)}")
     for task in evaluation:
         require_room(task.prompts, policy.chat_format, room, "evaluation.tasks")
+    for tasks, where, constrained in (
+        (evaluation, "evaluation.constrained", config.evaluation.constrained),
+        (training, "rollout.constrained", config.rollout.constrained),
+    ):
+        if constrained and tasks:
+            require_forms(tasks, where, engine.grammars.check)
     judges = Judges(judge, content_free)
     return Parts(engine, judge, judges, shadow, partners, hub, evaluation, skipped | too_long, mesh, policy, engine)
 

@@ -38,6 +38,7 @@ from ditto_jax.team.team import Team
 from ditto_jax.types import Rollout, ViewRole
 from ditto_jax.update.advantages import AdvantageResult, assign
 from ditto_jax.update.batch import TokenCounts, TrainBatch, by_prompt, pack, token_counts
+from ditto_jax.update.constraints import with_masks
 from ditto_jax.update.loss import finish_metrics
 from ditto_jax.update.packing import BatchShapes, batch_shapes, keys_per_token
 from ditto_jax.update.passes import columns_of, needs_average, needs_initial
@@ -69,13 +70,14 @@ class Experience:
 @dataclasses.dataclass(frozen=True)
 class Lesson:
     """What one optimiser update learns from. members: for each of its prompts the numbers of its views in `views`, the
-    views of the whole step; batch: these, packed.
+    views of the whole step; batch: these, packed. masks: of the step (`with_masks`), None where nothing is constrained.
     """
 
     views: Sequence[View]
     advantages: AdvantageResult
     members: Sequence[Sequence[int]]
     batch: TrainBatch
+    masks: np.ndarray | None = None
 
 
 class _Learned(NamedTuple):
@@ -135,7 +137,8 @@ class Trainer:
         updated = self.state._replace(behaviour=None)
         self._update = make_update(self.update_config, self.optimizer, parts.mesh, updated, self.weights.base)
         self.shapes = _batch_shapes(config, parts, self.objective)
-        columns = columns_of(self.objective, parts.policy.config.vocab_size, train.updates_per_step)
+        vocabulary, constrained = parts.policy.config.vocab_size, config.rollout.constrained
+        columns = columns_of(self.objective, vocabulary, train.updates_per_step, constrained)
         self.scoring = Scoring(self.update_config, columns, self.shapes, parts.mesh)
         self._settings = SamplingParams(temperature=config.rollout.temperature)
         self._ahead: _Ahead | None = None
@@ -152,10 +155,11 @@ class Trainer:
         longest = train.prefix[-1] + train.suffix[-1] - 1  # what an update has room for, and a token of reply
         many_turns = any(loaded.task.many_turns for loaded in self.stream.tasks)
         members, weights = self.config.rollout.num_generations, self.sampling().params
+        held = self.config.rollout.constrained
         if self.pipeline.shares_a_call:
             words = self.config.rollout.max_feedback_length
-            return sampler.warm_up_open(weights, self._settings, members, longest, words)
-        return sampler.warm_up(weights, self._settings, members, longest, many_turns)
+            return sampler.warm_up_open(weights, self._settings, members, longest, words, held)
+        return sampler.warm_up(weights, self._settings, members, longest, many_turns, held)
 
     async def step(self, watch: Stopwatch) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Runs one step; returns its metrics and the records of its rollouts."""
@@ -203,7 +207,8 @@ class Trainer:
     def _sampling_of(self, number: int) -> Sampling:
         engine, behaviour = self.parts.engine, self.state.behaviour
         params = self.sampling_params() if behaviour is None else self.weights.for_sampling(behaviour)
-        return Sampling(engine, params, self._settings, self.config.seed, number, room_of(engine, self.config.train))
+        room, held = room_of(engine, self.config.train), self.config.rollout.constrained
+        return Sampling(engine, params, self._settings, self.config.seed, number, room, held)
 
     def _pass_on_weights(self) -> None:
         """Before the updates of a step: one step behind, the next is sampled with the weights that these begin with."""
@@ -247,13 +252,17 @@ class Trainer:
             room = room_of(self.parts.engine, self.config.train)
             contexts = Contexts(prompts, self.parts.policy.chat_format, room)
             views = views_of(rollouts, self.objective.views, contexts)
+            masks = None
+            if self.config.rollout.constrained:
+                views, masks = with_masks(views, self.parts.engine.grammars)
             advantages = assign(row_table(views), self.objective)
             updates = self._updates(views, self.done_steps + 1)
         with watch.phase("score"), self.parts.engine.device:
             hinted = views_of(rollouts, (ViewRole.DRAFT_FB,), contexts) if self.scoring.columns.teacher else []
-            views, scored = self.scoring.fill(views, hinted, updates, advantages.row_valid, self._pass_weights())
+            valid, weights = advantages.row_valid, self._pass_weights()
+            views, scored = self.scoring.fill(views, hinted, updates, valid, weights, masks)
         with watch.phase("pack"):
-            lessons = [self._lesson(views, members, advantages) for members in updates]
+            lessons = [self._lesson(views, members, advantages, masks) for members in updates]
             packed = sum((token_counts(lesson.batch) for lesson in lessons), TokenCounts(0, 0, 0, 0))
         moved = self._apply(lessons, watch, look)
         return _Learned(views, advantages, {**scored, **moved, "train/real_token_fraction": packed.real_fraction})
@@ -296,11 +305,17 @@ class Trainer:
         parts = np.array_split(np.asarray(prompts), self.config.train.updates_per_step)
         return [[groups[p] for p in sorted(part.tolist()) if p in groups] for part in parts]
 
-    def _lesson(self, views: Sequence[View], members: list[list[int]], advantages: AdvantageResult) -> Lesson:
+    def _lesson(
+        self,
+        views: Sequence[View],
+        members: list[list[int]],
+        advantages: AdvantageResult,
+        masks: np.ndarray | None,
+    ) -> Lesson:
         weights, valid, live = advantages.weights, advantages.row_valid, advantages.row_live
         columns, row_weight = self.scoring.columns, advantages.row_weight
         batch = pack(views, members, weights, valid, self.shapes, columns, live, row_weight)
-        return Lesson(views, advantages, members, batch)
+        return Lesson(views, advantages, members, batch, masks)
 
     def _pass_weights(self) -> PassWeights:
         average = None if self.state.average is None else self.weights.whole(self.state.average)
@@ -313,7 +328,7 @@ class Trainer:
             batches = to_mesh([lesson.batch for lesson in lessons], row_sharding(self.parts.mesh, leading=1))
             for lesson, batch in zip(lessons, batches, strict=True):
                 look(lesson)
-                state, sums, gap, norm = self._update(self.state._replace(behaviour=None), batch)
+                state, sums, gap, norm = self._update(self.state._replace(behaviour=None), batch, lesson.masks)
                 self.state = state._replace(behaviour=behaviour)
                 sums, gap, norm = to_host((sums, gap, norm))
                 # Of several updates the last is reported: its ratios have moved furthest from the anchor.

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ditto_jax.reply_form import HeldTo
+
 
 @dataclasses.dataclass(frozen=True)
 class Message:
@@ -64,11 +66,12 @@ class Author(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Token positions `[start, end)` of a transcript, written by `author`."""
+    """Token positions `[start, end)` of a transcript, written by `author`, and what they were held to, if anything."""
 
     start: int
     end: int
     author: Author
+    held: HeldTo | None = None
 
 
 @dataclasses.dataclass(frozen=True)

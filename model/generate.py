@@ -137,17 +137,18 @@ def admit(
     prompts: PromptBatch,
     kept: Kept | None = None,
     apart: RowSampling | None = None,
+    allowed: jax.Array | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
     stop_ids: tuple[int, ...],
     shards: int = 1,
 ) -> tuple[DecodeState, Drawn]:
-    """Returns the state with the prompts in their slots and one token drawn for each of their rows.
+    """Returns the state with the prompts in their slots and one token drawn for each of their rows, no others.
 
     With `kept` (of `carry_over`) the prompts' prefixes, and the first tokens after them, are taken instead of run.
-    apart: settings of each row in place of `sampling`. shards: how many devices the slot axis is split over; prompts go
-    to slots of their own shard only, so that no key crosses devices. Rows of other slots draw nothing.
+    apart, allowed: settings of each row in place of `sampling`, and what it may draw, as in `draw`. shards: how many
+    devices the slot axis is split over; prompts go to slots of their own shard, so that no key crosses devices.
     """
     rows, tail = prompts.tail_ids.shape
     slots, width = prompts.prefix_ids.shape
@@ -165,7 +166,7 @@ def admit(
     positions = jnp.where(offset >= 0, start[:, None] + offset, -1)
     hidden, own = extend(params, config, prompts.tail_ids, positions, own, prefix)
     drawn = jnp.zeros(rows, jnp.int32)
-    tokens, logprobs = draw(logits(params, config, hidden[:, -1]), prompts.row_keys, drawn, sampling, apart)
+    tokens, logprobs = draw(logits(params, config, hidden[:, -1]), prompts.row_keys, drawn, sampling, apart, allowed)
     live = prompts.limits > 0
     entering = DecodeState(
         cache=own,
@@ -354,16 +355,16 @@ def decode_chunk(
     cancelled: jax.Array,
     enough: jax.Array,
     apart: RowSampling | None = None,
+    allowed: jax.Array | None = None,
     *,
     config: ModelConfig,
     sampling: SamplingParams,
     stop_ids: tuple[int, ...],
     steps: int,
 ) -> tuple[DecodeState, Drawn]:
-    """Returns the state after up to `steps` more tokens a row, and these; `apart` as in `admit`.
+    """Returns the state after up to `steps` more tokens a row, and these; `apart` and `allowed` as in `admit`.
 
-    `cancelled` bool[B] rows stop at once. The call ends early when `enough` (int32) rows are done, so that others may
-    take their slots.
+    `cancelled` bool[B] rows stop at once. The call ends once `enough` (int32) rows are done: others take their slots.
     """
     rows = state.done.shape[0]
     kept = state.prefix  # outside the loop's carry: it is only read
@@ -379,7 +380,8 @@ def decode_chunk(
         live = ~state.done
         position = jnp.where(live, state.position, -1)
         hidden, cache = extend(params, config, state.last[:, None], position[:, None], state.cache, prefix)
-        token, logprob = draw(logits(params, config, hidden[:, 0]), state.row_keys, state.drawn, sampling, apart)
+        found = logits(params, config, hidden[:, 0])
+        token, logprob = draw(found, state.row_keys, state.drawn, sampling, apart, allowed)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, count))
         logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, count))
         drawn = state.drawn + live

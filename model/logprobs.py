@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from model.config import ModelConfig
 from model.llama import Params, Prefix, forward, run_prefix
 from model.remat import Remat
+from model.token_masks import Allowed
 from model.token_scores import CHUNK, TokenScores, TopTokens, token_scores, token_top_k
 
 Array = Any  # NumPy on the host, jax inside jitted code
@@ -59,7 +60,9 @@ def _shifted(found: Any, hidden: jax.Array) -> Any:
     return jax.tree.map(shifted, found)
 
 
-def _scores(params, config, hidden, ids, temperature, chunk, entropy=False, candidates=None) -> TokenScores:
+def _scores(
+    params, config, hidden, ids, temperature, chunk, entropy=False, candidates=None, allowed: Allowed | None = None
+) -> TokenScores:
     """Each [B, T] or [B, T, K]: scores of ids int32[B, T], and of candidates int32[B, T, K] in their places."""
     found = token_scores(
         params,
@@ -69,6 +72,7 @@ def _scores(params, config, hidden, ids, temperature, chunk, entropy=False, cand
         temperature=temperature,
         entropy=entropy,
         candidates=None if candidates is None else _next(candidates),
+        allowed=None if allowed is None else allowed._replace(index=_next(allowed.index)),
         chunk=chunk,
     )
     return _shifted(found, hidden)
@@ -82,13 +86,14 @@ def grouped_logprobs(
     temperature: float = 1.0,
     remat: Remat = "none",
     chunk: int = CHUNK,
+    allowed: Allowed | None = None,
 ) -> jax.Array:
     """Returns float32[N, S, T]: log p(suffix token t | prefix, suffix tokens before t).
 
     The first token of a suffix and padding hold finite garbage: mask them. Differentiable in params.
     """
     return grouped_scores(
-        params, config, grouped, temperature=temperature, remat=remat, chunk=chunk, entropy=False
+        params, config, grouped, temperature=temperature, remat=remat, chunk=chunk, entropy=False, allowed=allowed
     ).logprob
 
 
@@ -103,17 +108,23 @@ def grouped_scores(
     entropy: bool = True,
     candidates: jax.Array | None = None,
     wanted: jax.Array | None = None,
+    allowed: Allowed | None = None,
 ) -> TokenScores:
     """Returns log-probs as `grouped_logprobs`, and the entropies of the distributions that they are taken from.
 
     candidates int32[N, S, T, K]: further tokens in the place of suffix token t, whose log-probs [N, S, T, K] are
     returned too where `wanted` bool[N, S, T] holds, which must be False in padding; elsewhere they are garbage.
+    allowed: the tokens over which distributions are taken; index int32[N, S, T], 0 (everything) in padding.
     """
     _, prefix = _prefix_of(params, config, grouped, remat)
     hidden, ids = _lanes(params, config, grouped, prefix, remat)
     if candidates is not None:
         candidates = _by_lane(candidates, wanted, grouped).reshape(*ids.shape, -1)
-    return _by_row(_scores(params, config, hidden, ids, temperature, chunk, entropy, candidates), grouped)
+    if allowed is not None:
+        index = _by_lane(allowed.index[..., None], allowed.index > 0, grouped)
+        allowed = allowed._replace(index=index.reshape(ids.shape))
+    found = _scores(params, config, hidden, ids, temperature, chunk, entropy, candidates, allowed)
+    return _by_row(found, grouped)
 
 
 def grouped_top_k(

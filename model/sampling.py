@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_NEGATIVE = -1e30
+from model.token_masks import EXCLUDED, only_allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,13 @@ class RowSampling(NamedTuple):
     """How tokens are drawn where rows differ, as arrays, so that no setting compiles a program of its own.
 
     temperature float32[B] (0 = greedy), top_k int32[B] (0 = off), top_p float32[B] (1 = off), min_p float32[B] (0 =
-    off). allowed: int32[B, ceil(V / 32)], bit j of word i says whether token 32 i + j may be drawn; None = all may.
+    off).
     """
 
     temperature: Any
     top_k: Any
     top_p: Any
     min_p: Any
-    allowed: Any = None
 
 
 def truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
@@ -64,15 +63,15 @@ def truncate(logprobs: jax.Array, params: SamplingParams) -> jax.Array:
     """
     if params.top_k and params.top_k < logprobs.shape[-1]:
         kth = _largest(logprobs, lambda kept: jnp.sum(kept, axis=-1) >= params.top_k)
-        logprobs = jnp.where(logprobs < kth[:, None], _NEGATIVE, logprobs)
+        logprobs = jnp.where(logprobs < kth[:, None], EXCLUDED, logprobs)
     if params.top_p < 1:
         probs = jax.nn.softmax(logprobs, axis=-1)
         wanted = params.top_p * jnp.sum(probs, axis=-1)
         least = _largest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= wanted)
-        logprobs = jnp.where(probs < least[:, None], _NEGATIVE, logprobs)
+        logprobs = jnp.where(probs < least[:, None], EXCLUDED, logprobs)
     if params.min_p > 0:
         best = jnp.max(logprobs, axis=-1, keepdims=True)
-        logprobs = jnp.where(logprobs < best + jnp.log(params.min_p), _NEGATIVE, logprobs)
+        logprobs = jnp.where(logprobs < best + jnp.log(params.min_p), EXCLUDED, logprobs)
     return logprobs
 
 
@@ -105,15 +104,15 @@ def _float_at(places: jax.Array) -> jax.Array:
 
 
 def _draw_apart(
-    logits: jax.Array, row_keys: jax.Array, index: jax.Array, rows: RowSampling
+    logits: jax.Array, row_keys: jax.Array, index: jax.Array, rows: RowSampling, allowed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """`draw` where every row has settings of its own; the same settings in every row draw the same tokens.
 
     Log-probs are those before temperature, truncation and `allowed`, so that they can be compared between requests.
     """
     own = jax.nn.log_softmax(logits, axis=-1)
-    if rows.allowed is not None:
-        logits = jnp.where(_bits(rows.allowed, logits.shape[-1]), logits, _NEGATIVE)
+    if allowed is not None:
+        logits = only_allowed(logits, allowed)
     greedy = rows.temperature <= 0
     scaled = logits / jnp.where(greedy, 1.0, rows.temperature)[:, None]
     truncated = jax.lax.cond(_any_truncates(rows), lambda: _truncate_apart(scaled, rows), lambda: scaled)
@@ -132,21 +131,14 @@ def _truncate_apart(logprobs: jax.Array, rows: RowSampling) -> jax.Array:
     """`truncate` with thresholds that differ by row; a row whose settings are off keeps all tokens."""
     wanted_k = jnp.where(rows.top_k > 0, rows.top_k, logprobs.shape[-1])
     kth = _largest(logprobs, lambda kept: jnp.sum(kept, axis=-1) >= wanted_k)
-    logprobs = jnp.where(logprobs < kth[:, None], _NEGATIVE, logprobs)
+    logprobs = jnp.where(logprobs < kth[:, None], EXCLUDED, logprobs)
     probs = jax.nn.softmax(logprobs, axis=-1)
     wanted = rows.top_p * jnp.sum(probs, axis=-1)
     least = _largest(probs, lambda kept: jnp.sum(jnp.where(kept, probs, 0), axis=-1) >= wanted)
     outside = (probs < least[:, None]) & (rows.top_p < 1)[:, None]
-    logprobs = jnp.where(outside, _NEGATIVE, logprobs)
+    logprobs = jnp.where(outside, EXCLUDED, logprobs)
     best = jnp.max(logprobs, axis=-1, keepdims=True)
-    return jnp.where(logprobs < best + jnp.log(rows.min_p)[:, None], _NEGATIVE, logprobs)
-
-
-def _bits(words: jax.Array, count: int) -> jax.Array:
-    """bool[B, count] of int32[B, ceil(count / 32)]; tokens beyond the words may not be drawn."""
-    bits = (words[:, :, None] >> jnp.arange(32)) & 1
-    flat = bits.reshape(words.shape[0], -1)[:, :count].astype(bool)
-    return jnp.pad(flat, ((0, 0), (0, count - flat.shape[1])))
+    return jnp.where(logprobs < best + jnp.log(rows.min_p)[:, None], EXCLUDED, logprobs)
 
 
 def draw(
@@ -155,14 +147,19 @@ def draw(
     index: jax.Array,
     params: SamplingParams,
     apart: RowSampling | None = None,
+    allowed: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (tokens int32[B], logprobs float32[B]) drawn from float32 logits [B, V].
 
     row_keys: uint32[B, 2] raw threefry keys; index: int32[B], the number of the token within its sample. apart:
-    settings of each row in place of `params`; log-probs are then those of the model itself.
+    settings of each row in place of `params`; log-probs are then those of the model itself. allowed: int32[B,
+    ceil(V / 32)], bits of the tokens that may be drawn (`token_masks`), None = all; log-probs are those of the
+    distribution over these, unless `apart`.
     """
     if apart is not None:
-        return _draw_apart(logits, row_keys, index, apart)
+        return _draw_apart(logits, row_keys, index, apart, allowed)
+    if allowed is not None:
+        logits = only_allowed(logits, allowed)
     if params.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]

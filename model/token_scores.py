@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.llama import Head, Params, head_of, head_product, logits
 from model.partition import splits_vocabulary
 from model.quantization import contract
+from model.token_masks import Allowed, only_allowed_at
 
 CHUNK = 1024
 _ALIGNED = 64  # columns of a block: whole vectors of the machine
@@ -62,19 +63,21 @@ def token_scores(
     temperature: float = 1.0,
     entropy: bool = False,
     candidates: jax.Array | None = None,
+    allowed: Allowed | None = None,
     chunk: int = CHUNK,
 ) -> TokenScores:
     """Returns log-probs of targets int32[R] given hidden [R, E], and entropies if asked for, all at `temperature`.
 
-    candidates: int32[R, K], further tokens whose log-probs are wanted; one may be the target or occur twice.
+    candidates: int32[R, K], further tokens whose log-probs are wanted; one may be the target or occur twice. allowed:
+    the tokens, target and candidates among them, over which each position's distribution is taken; index int32[R].
     Differentiable in params and hidden. At most `chunk` positions have logits at a time; where that is all of them,
     they are kept for the backward pass.
     """
     if hidden.shape[0] <= chunk:
-        scores = logits(params, config, hidden) / temperature
+        scores = _among(logits(params, config, hidden) / temperature, allowed)
         return _scores(scores, targets, candidates, entropy)[0]
     head, axis = head_of(params, config)
-    return _recomputed(head, hidden, targets, candidates, _Way(axis, temperature, chunk, entropy))
+    return _recomputed(head, hidden, targets, candidates, allowed, _Way(axis, temperature, chunk, entropy))
 
 
 def token_top_k(
@@ -118,25 +121,47 @@ def _scores(
     return TokenScores(chosen - total, spread, of_candidates), total
 
 
-def _piece_scores(head: Head, hidden: jax.Array, way: _Way) -> jax.Array:
-    """float32[R, V]: logits over temperature."""
-    return head_product(head, way.axis, hidden) / way.temperature
+def _among(scores: jax.Array, allowed: Allowed | None, first: jax.Array | int = 0) -> jax.Array:
+    return scores if allowed is None else only_allowed_at(scores, allowed, first)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _piece_scores(
+    head: Head, hidden: jax.Array, way: _Way, allowed: Allowed | None, first: jax.Array | int = 0
+) -> jax.Array:
+    """float32[R, columns of this head]: logits over temperature; the first is of token number `first`."""
+    return _among(head_product(head, way.axis, hidden) / way.temperature, allowed, first)
+
+
+def _of_piece(allowed: Allowed | None, index: jax.Array | None) -> Allowed | None:
+    return None if allowed is None else allowed._replace(index=index)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _recomputed(
-    head: Head, hidden: jax.Array, targets: jax.Array, candidates: jax.Array | None, way: _Way
+    head: Head,
+    hidden: jax.Array,
+    targets: jax.Array,
+    candidates: jax.Array | None,
+    allowed: Allowed | None,
+    way: _Way,
 ) -> TokenScores:
-    return _in_pieces(head, hidden, targets, candidates, way)[0]
+    return _in_pieces(head, hidden, targets, candidates, allowed, way)[0]
 
 
 def _in_pieces(
-    head: Head, hidden: jax.Array, targets: jax.Array, candidates: jax.Array | None, way: _Way
+    head: Head,
+    hidden: jax.Array,
+    targets: jax.Array,
+    candidates: jax.Array | None,
+    allowed: Allowed | None,
+    way: _Way,
 ) -> tuple[TokenScores, jax.Array]:
     def some(piece):
-        return _scores(_piece_scores(head, piece[0], way), piece[1], piece[2], way.entropy)
+        own, wanted, others, index = piece
+        return _scores(_piece_scores(head, own, way, _of_piece(allowed, index)), wanted, others, way.entropy)
 
-    found = jax.lax.map(some, jax.tree.map(lambda a: _pieces(a, way.chunk), (hidden, targets, candidates)))
+    index = None if allowed is None else allowed.index
+    found = jax.lax.map(some, jax.tree.map(lambda a: _pieces(a, way.chunk), (hidden, targets, candidates, index)))
     return jax.tree.map(lambda array: _whole(array, hidden.shape[0]), found)
 
 
@@ -147,17 +172,21 @@ class _Kept(NamedTuple):
     hidden: jax.Array
     targets: jax.Array
     candidates: jax.Array | None
+    allowed: Allowed | None
     total: jax.Array
     entropy: jax.Array | None
     wants_head: tuple[()] | None
 
 
-def _forward(head: Any, hidden: Any, targets: Any, candidates: Any, way: _Way) -> tuple[TokenScores, _Kept]:
+def _forward(
+    head: Any, hidden: Any, targets: Any, candidates: Any, allowed: Any, way: _Way
+) -> tuple[TokenScores, _Kept]:
     wants_head = () if head.matrix.perturbed else None
     head = Head(head.matrix.value, None if head.scale is None else head.scale.value)
     others = None if candidates is None else candidates.value
-    found, total = _in_pieces(head, hidden.value, targets.value, others, way)
-    return found, _Kept(head, hidden.value, targets.value, others, total, found.entropy, wants_head)
+    masks = None if allowed is None else Allowed(allowed.words.value, allowed.index.value)
+    found, total = _in_pieces(head, hidden.value, targets.value, others, masks, way)
+    return found, _Kept(head, hidden.value, targets.value, others, masks, total, found.entropy, wants_head)
 
 
 class _Piece(NamedTuple):
@@ -166,6 +195,7 @@ class _Piece(NamedTuple):
     hidden: jax.Array
     targets: jax.Array
     candidates: jax.Array | None
+    index: jax.Array | None
     total: jax.Array
     entropy: jax.Array | None
     by_logprob: jax.Array | None
@@ -173,20 +203,23 @@ class _Piece(NamedTuple):
     by_candidates: jax.Array | None
 
 
-def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.Array, None, None]:
-    head, hidden = kept.head, kept.hidden
+def _backward(way: _Way, kept: _Kept, gradient: TokenScores) -> tuple[Any, jax.Array, None, None, None]:
+    head, hidden, allowed = kept.head, kept.hidden, kept.allowed
     parts = (None if _is_zero(part) else part for part in gradient)
-    known = _Piece(hidden, kept.targets, kept.candidates, kept.total, kept.entropy, *parts)
+    index = None if allowed is None else allowed.index
+    known = _Piece(hidden, kept.targets, kept.candidates, index, kept.total, kept.entropy, *parts)
     if kept.wants_head is not None and not splits_vocabulary():
-        of_head, of_hidden = _by_blocks(head, known, way)
+        of_head, of_hidden = _by_blocks(head, known, allowed, way)
     else:
-        of_head, of_hidden = _by_pieces(head, known, way, kept.wants_head is not None)
-    return head._replace(matrix=of_head, scale=None), of_hidden, None, None
+        of_head, of_hidden = _by_pieces(head, known, allowed, way, kept.wants_head is not None)
+    return head._replace(matrix=of_head, scale=None), of_hidden, None, None, None
 
 
-def _towards_logits(head: Head, piece: _Piece, way: _Way, first: jax.Array | int = 0) -> jax.Array:
+def _towards_logits(
+    head: Head, piece: _Piece, allowed: Allowed | None, way: _Way, first: jax.Array | int = 0
+) -> jax.Array:
     """float32[R, columns of this head]: the gradient of the logits, of which the first is number `first`."""
-    logp = _piece_scores(head, piece.hidden, way) - piece.total[:, None]
+    logp = _piece_scores(head, piece.hidden, way, _of_piece(allowed, piece.index), first) - piece.total[:, None]
     towards = jnp.zeros_like(logp)
     if piece.by_logprob is not None:
         is_target = first + jnp.arange(logp.shape[-1], dtype=piece.targets.dtype) == piece.targets[:, None]
@@ -214,14 +247,16 @@ def _towards_matrix(hidden: jax.Array, towards: jax.Array, way: _Way) -> jax.Arr
     return contract(left.T, right, -2)
 
 
-def _by_pieces(head: Head, known: _Piece, way: _Way, wants_head: bool) -> tuple[jax.Array | None, jax.Array]:
+def _by_pieces(
+    head: Head, known: _Piece, allowed: Allowed | None, way: _Way, wants_head: bool
+) -> tuple[jax.Array | None, jax.Array]:
     """Returns the gradients of head and hidden states, some positions after the other.
 
     Each adds an array as large as the head to its gradient.
     """
 
     def some(of_head, piece: _Piece):
-        towards = _towards_logits(head, piece, way).astype(piece.hidden.dtype)
+        towards = _towards_logits(head, piece, allowed, way).astype(piece.hidden.dtype)
         if of_head is not None:
             of_head = of_head + _towards_matrix(piece.hidden, towards, way)
         return of_head, _towards_hidden(head, towards, way).astype(piece.hidden.dtype)
@@ -233,7 +268,7 @@ def _by_pieces(head: Head, known: _Piece, way: _Way, wants_head: bool) -> tuple[
     return of_head, _whole(of_hidden, known.hidden.shape[0])
 
 
-def _by_blocks(head: Head, known: _Piece, way: _Way) -> tuple[jax.Array, jax.Array]:
+def _by_blocks(head: Head, known: _Piece, allowed: Allowed | None, way: _Way) -> tuple[jax.Array, jax.Array]:
     """Returns the same, some columns of the vocabulary after the other and all positions at once.
 
     As many logits exist at a time as in a piece, and each column's gradient is written once, where it stays. A head
@@ -249,7 +284,8 @@ def _by_blocks(head: Head, known: _Piece, way: _Way) -> tuple[jax.Array, jax.Arr
         first = jnp.minimum(number * width, columns - width)
         block = Head(jax.lax.dynamic_slice_in_dim(head.matrix, first, width, axis), None)
         fresh = first + jnp.arange(width) >= number * width
-        towards = jnp.where(fresh, _towards_logits(block, known, way, first), 0.0).astype(known.hidden.dtype)
+        towards = _towards_logits(block, known, allowed, way, first)
+        towards = jnp.where(fresh, towards, 0.0).astype(known.hidden.dtype)
         of_hidden = of_hidden + _towards_hidden(block, towards, way)
         before = jax.lax.dynamic_slice_in_dim(of_head, first, width, axis)
         of_block = before + _towards_matrix(known.hidden, towards, way).astype(of_head.dtype)

@@ -23,6 +23,7 @@ from ditto_jax.judge.base import Judge
 from ditto_jax.judge.desk import JudgeDesk
 from ditto_jax.keys import SampleId
 from ditto_jax.rollouts.engine import Engine
+from ditto_jax.rollouts.forms import is_held
 from ditto_jax.rollouts.prompt_lengths import room_of
 from ditto_jax.rollouts.prompts import LoadedTask, Prompt
 from ditto_jax.rollouts.rollout import Player, Sampling, draft_rollouts, refined_rollouts, words_about
@@ -76,9 +77,11 @@ async def evaluate_task(
     judge = judges.judge
     who = judge.judge_of(loaded.task) if isinstance(judge, JudgeDesk) else judge.identity
     room = room_of(player) if isinstance(player, Engine) else None
-    sampling = Sampling(player, params, SamplingParams(temperature=config.temperature), seed, 0, room)
+    settings, held = SamplingParams(temperature=config.temperature), config.constrained and is_held(loaded)
+    sampling = Sampling(player, params, settings, seed, 0, room, held)
     items = [item_digest(prompt) for prompt in prompts]
     decided_by = [policy, step, seed, config.temperature, who, loaded.task.version, str(loaded.task.options)]
+    decided_by += ["constrained"] if held else []
 
     def key(slot: tuple[int, int]) -> str:
         return digest([items[slot[0]], prompts[slot[0]].id, slot[1], *decided_by])

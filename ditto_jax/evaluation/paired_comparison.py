@@ -26,7 +26,7 @@ from ditto_jax.runs.run_dir import RunDirectory
 
 SCHEMA_VERSION = 2
 AVERAGE = "average"  # the label of the mean over all labels that two runs share
-_ABOUT = ("task_version", "judge", "scored_by", "temperature", "trials", "source")
+_ABOUT = ("task_version", "judge", "scored_by", "temperature", "trials", "source", "constrained")
 COLUMNS = ("task", "items", "baseline", "other", "difference", "win / tie / loss", "reading")
 
 
@@ -122,7 +122,7 @@ def _read_samples(path: Path, record: Mapping[str, Any]) -> ItemScores:
         digests[item], groups[item] = str(row.get("item", "")), row.get("groups", ())
         if score is not None:
             by_item.setdefault(item, []).append(float(score))
-    about = {name: record.get(name) for name in _ABOUT}
+    about = {name: record.get(name) for name in _ABOUT} | {"constrained": bool(record.get("constrained"))}
     scores = {item: float(np.mean(values)) for item, values in by_item.items()}
     return ItemScores(int(record["step"]), scores, frozenset(seen - by_item.keys()), about, digests, groups)
 

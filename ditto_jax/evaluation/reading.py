@@ -39,11 +39,12 @@ def evaluation_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
 def _row(record: Record) -> tuple[str, ...]:
     m = measured(record)
+    constrained = ", constrained" if record.get("constrained") else ""
     outcomes = [(k.removeprefix("score_").removesuffix("_count"), v) for k, v in (record.get("outcomes") or {}).items()]
     return (
         str(record.get("label", "")),
         str(record.get("step", "–")),
-        "no score" if m is None else show_value(m.value, m.in_unit),
+        "no score" if m is None else show_value(m.value, m.in_unit) + constrained,
         _interval(m),
         f"{0 if m is None else m.n} × {record.get('trials', 1)}",
         ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in outcomes if count) or "–",

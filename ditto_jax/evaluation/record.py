@@ -17,6 +17,7 @@ from ditto_jax.config import EvalConfig
 from ditto_jax.evaluation.samples import Sample
 from ditto_jax.evaluation.simulator_faults import fault_counts
 from ditto_jax.evaluation.statistics import Estimate, clustered_interval, clusters_of, estimate_mean
+from ditto_jax.rollouts.forms import is_held
 from ditto_jax.rollouts.prompts import LoadedTask
 from ditto_jax.tasks.base import Scored
 from ditto_jax.types import Outcome
@@ -43,6 +44,7 @@ def task_record(
         "clustered_interval": _clustered(samples, config),
         "trials": config.num_samples,
         "temperature": config.temperature,
+        "constrained": config.constrained and is_held(loaded),
         "judge": judge,
         "judges": _judges(samples),
         "scored_by": sorted({s.verdict.judge for s in samples if s.verdict.score is not None}),

@@ -47,6 +47,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         "n": record["n"],
         "metric": record["metric"],
         "trials": record["trials"],
+        "constrained": record.get("constrained", False),
         "breakdown": record["breakdown"],
         "metrics": record["metrics"],
         "faults": record["faults"],
@@ -101,7 +102,8 @@ def _score(row: Mapping[str, Any]) -> str:
     interval = row["clustered_interval"] or row["interval"]  # questions on one story are not independent
     around = "" if interval is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]"
     trials = f"x{row['trials']}" if row["trials"] > 1 else ""
-    return f"{row['score']:.3f}{around}, n={row['n']}{trials}"
+    held = ", constrained" if row["constrained"] else ""
+    return f"{row['score']:.3f}{around}, n={row['n']}{trials}{held}"
 
 
 def fault_text(row: Mapping[str, Any]) -> str:
@@ -152,6 +154,7 @@ def write_table(
     rows = table_rows([evaluation.record for evaluation in evaluations], skipped)
     average = soul_average(evaluations, config)
     settings = {"temperature": config.temperature, "trials": config.num_samples, "confidence": config.confidence}
+    settings |= {"constrained": config.constrained}
     body = {"schema_version": SCHEMA_VERSION, **about, **settings, "tasks": rows, "soul_average": average}
     write_atomically(run.path / f"{TABLE}.json", json.dumps(body, indent=1) + "\n")
     write_atomically(run.path / f"{TABLE}.md", as_page(rows, average))

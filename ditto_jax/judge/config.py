@@ -227,6 +227,8 @@ class PolicyConfig(EndpointConfig):
     kind: "local" loads the weights of model_name_or_path; "openai" asks the endpoint (evaluation only). max_tokens:
     longest reply of one turn. temperature: that of evaluation.temperature is sent; null sends none, for models that
     accept no other than their own. send_seed: give each request a seed of its own, so that servers that can repeat do.
+    regex: how the endpoint takes a regular expression for its reply (evaluation.constrained): refuse says that it does
+    not, vllm sends `structured_outputs`, sglang `regex`. JSON goes with `response_format: json_schema`.
     """
 
     where: ClassVar[str] = "policy"
@@ -234,9 +236,11 @@ class PolicyConfig(EndpointConfig):
 
     kind: str = "local"
     send_seed: bool = True
+    regex: Literal["refuse", "vllm", "sglang"] = "refuse"
 
     def __post_init__(self):
         super().__post_init__()
+        _check_choice("policy.regex", self.regex, ("refuse", "vllm", "sglang"))
         if self.temperature not in (0.0, None):
             raise ConfigError(
                 f"policy.temperature={self.temperature}: set evaluation.temperature instead; here only null, which "

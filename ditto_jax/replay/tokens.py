@@ -75,7 +75,7 @@ class TokenReader:
         valid = lesson.advantages.row_valid
         _, places = locate(lesson.views, lesson.members, valid, trainer.shapes, trainer.scoring.columns)
         batch = jax.device_put(lesson.batch, row_sharding(trainer.parts.mesh, leading=1))
-        reading = jax.device_get(self._read(trainer.state.params, trainer.weights.base, batch))
+        reading = jax.device_get(self._read(trainer.state.params, trainer.weights.base, batch, lesson.masks))
         total = np.abs(sum(np.asarray(term.loss, np.float64) for term in reading.terms)).sum()
         for index in mine:
             found = self._plain(lesson, index)

@@ -21,10 +21,13 @@ from ditto_jax.judge.config import PolicyConfig
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.hub import Hub
 from ditto_jax.keys import derive
+from ditto_jax.reply_form import FormError, ReplyForm
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.rollouts.together import all_of
+from ditto_jax.tasks.answers import visible_text
 from ditto_jax.tasks.base import EpisodeFailure, FeedbackReply, ReplyPort
+from ditto_jax.text.visible_text import one_line
 from ditto_jax.types import Author, Chat, FinishReason, Outcome, Reply, Span, Transcript
 from model.sampling import SamplingParams
 
@@ -51,15 +54,21 @@ class _Port:
         seed = {"seed": derive(sample.seed, *identity) % 2**31} if self._config.send_seed else {}
         task = self._attempt.task
         name = CallName(sample, f"{task.name}-{task.version}/policy {self._role} {self._turn}")
+        form = self._attempt.reply_form(self._role, self._turn)
+        held = {} if form is None else form_fields(form, self._config)
         self._turn += 1
-        result = await self._client.sample(chat, {**self._fields, **seed}, name)
+        result = await self._client.sample(chat, {**self._fields, **seed, **held}, name)
         if result.outcome is not Outcome.OK or result.parsed is None:
             raise EpisodeFailure(f"policy: {result.outcome}: {result.detail}", result.outcome)
         self._tokens += result.tokens_out
         # A kept reply does not say why it ended; as many tokens as were allowed say it as well.
         is_cut_off = result.parsed.is_cut_off or result.tokens_out >= self._config.max_tokens * result.attempts
         self._finish = FinishReason.LENGTH if is_cut_off else FinishReason.STOP
-        return Reply(result.parsed.text.strip(), self._finish)
+        text = result.parsed.text.strip()
+        if form is not None and not is_cut_off and not form.holds(visible_text(text)):
+            detail = f"policy: the endpoint did not hold its reply to the form asked for: {one_line(text)[:200]}"
+            raise EpisodeFailure(detail, Outcome.UNPARSABLE)
+        return Reply(text, self._finish)
 
     def transcript(self) -> Transcript:
         """Returns as many unknown ids (-1) as the endpoint has counted."""
@@ -114,6 +123,10 @@ class ApiEngine:
         """The address that is asked."""
         return self._endpoint.url
 
+    def check_form(self, form: ReplyForm) -> None:
+        """Returns nothing; raises FormError for a form that the endpoint cannot be told to keep."""
+        form_fields(form, self.config)
+
     async def check(self) -> None:
         """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request."""
         try:
@@ -164,6 +177,29 @@ class ApiEngine:
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
+
+
+def form_fields(form: ReplyForm, config: PolicyConfig) -> dict[str, Any]:
+    """Returns what is added to a request so that the reply has a form; raises FormError where the settings say that
+    the endpoint takes no such thing.
+    """
+    if form.schema is not None and form.reply_model is not None:
+        if config.response_format != "json_schema":
+            raise FormError(
+                f"policy.response_format={config.response_format}: replies are to be JSON of a schema; set it to "
+                "json_schema where the endpoint knows that, or evaluation.constrained to false"
+            )
+        schema = {"name": form.reply_model.__name__, "schema": form.schema, "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    match config.regex:
+        case "vllm":
+            return {"structured_outputs": {"regex": form.pattern}}
+        case "sglang":
+            return {"regex": form.pattern}
+    raise FormError(
+        f"policy.regex={config.regex}: replies are to match the regular expression {form.pattern}, and response_format "
+        "cannot say so; set policy.regex to vllm or sglang for such an endpoint, or evaluation.constrained to false"
+    )
 
 
 def _transcripts(ports: _Ports) -> dict[str, Transcript]:

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from ditto_jax.errors import ConfigError
 from ditto_jax.judge.speaker import Answer, Question
 from ditto_jax.rollouts.episodes import Abandoned, Attempt, EpisodePorts, Played
 from ditto_jax.rollouts.partners import Partners
@@ -26,6 +27,7 @@ from ditto_jax.sampling.sampler import OpenCall, Sampler
 from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.tasks.base import EpisodeFailure
 from ditto_jax.text.chat import ChatFormat
+from ditto_jax.text.grammar import Grammars
 from ditto_jax.types import FinishReason, Outcome
 from model.llama import Params
 from model.sampling import SamplingParams
@@ -60,12 +62,15 @@ class Engine:
         max_completion_length: int,
         stop_strings: Sequence[str] = (),
         partners: Partners | None = None,
+        grammars: Grammars | None = None,
     ):
+        """grammars: for attempts that are constrained."""
         self.sampler = sampler
         self.chat_format = chat_format
         self.max_completion_length = max_completion_length
         self.partners = partners
         self.device = threading.Lock()
+        self._grammars = grammars
         self._roles: dict[str, int] = {"policy": 0}
         self._decode = decode
         self._stop_strings = tuple(stop_strings)
@@ -77,6 +82,18 @@ class Engine:
     def context(self) -> int:
         """Positions of the model."""
         return self.sampler.config.max_position_embeddings
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of the longest single reply."""
+        return self.sampler.shapes.max_new_tokens
+
+    @property
+    def grammars(self) -> Grammars:
+        """What makes masks of forms. Raises ConfigError where the engine was made without."""
+        if self._grammars is None:
+            raise ConfigError("a constrained attempt, but an engine without grammars: give it those of its tokenizer")
+        return self._grammars
 
     def has_room(self, length: int) -> bool:
         """Returns whether a prompt of `length` tokens fits the sampler's buckets and leaves room for a token."""
@@ -130,7 +147,7 @@ class Engine:
                 lack = f"the question has {len(ids)} tokens, more than can be sampled after: raise sampler.prefix"
                 answers[index] = Answer(lack=lack)
                 continue
-            limit = min(question.max_tokens, self.sampler.shapes.max_new_tokens, self.context - len(ids))
+            limit = min(question.max_tokens, self.max_new_tokens, self.context - len(ids))
             group = self.group_of(prompts[question.sample.prompt_id], "judge")
             requests[index] = SampleRequest(ids, group, question.sample.key(f"judge {question.name}"), limit)
         asked = list(requests)
@@ -143,13 +160,21 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def streaming(
-        self, params: Params, sampling: SamplingParams, members: int, prompt: int, words: int
+        self,
+        params: Params,
+        sampling: SamplingParams,
+        members: int,
+        prompt: int,
+        words: int,
+        constrained: bool = False,
     ) -> AsyncIterator[Stream]:
         """Yields a player whose plays, any number at a time, share one call of the sampler, which ends with the block.
 
-        members, prompt, words: as for `Sampler.open`. What a play yields does not depend on other plays or on time.
+        members, prompt, words: as for `Sampler.open`. constrained: whether attempts may be. What a play yields does not
+        depend on other plays or on time.
         """
-        call = await self.on_device(self.sampler.open, params, sampling, members, prompt, words, self._stop_strings)
+        settings = members, prompt, words, self._stop_strings, constrained
+        call = await self.on_device(self.sampler.open, params, sampling, *settings)
         stream = Stream(self, call)
         serving = asyncio.create_task(stream.serve())
         try:
@@ -309,8 +334,7 @@ class _Play(Generic[ResultT]):
     async def _sample(self, owner: int, request: SampleRequest) -> Sampled:
         """Queues one continuation for the episode number `owner` and waits for it."""
         future = asyncio.get_running_loop().create_future()
-        limit = min(request.max_new_tokens, self._engine.sampler.shapes.max_new_tokens)
-        self._pending.append(_Pending(owner, dataclasses.replace(request, max_new_tokens=limit), future))
+        self._pending.append(_Pending(owner, request, future))
         self._changed.set()
         return await future
 

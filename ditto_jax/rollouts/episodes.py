@@ -15,18 +15,21 @@ import numpy as np
 
 from ditto_jax.errors import ConfigError
 from ditto_jax.keys import SampleId
+from ditto_jax.reply_form import HeldTo, ReplyForm
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.sampling.slots import Sampled, SampleRequest
 from ditto_jax.tasks.base import EpisodeFailure, Ports, ReplyPort, Task
 from ditto_jax.tasks.openings import reopened
 from ditto_jax.text.chat import ChatFormat
+from ditto_jax.text.grammar import Grammars
 from ditto_jax.types import Author, Chat, Conversation, Example, FinishReason, Message, Outcome, Reply, Span, Transcript
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
     """One episode to play. `group` names rollouts that may share a prefix; `sample` is what its randomness derives
-    from. `question`: a chat that the policy answers with one reply, in the place of the task's episode.
+    from. `question`: a chat that the policy answers with one reply, in the place of the task's episode. `constrained`:
+    whether replies are held to the forms that the task says.
     """
 
     task: Task
@@ -35,11 +38,18 @@ class Attempt:
     sample: SampleId
     feedback: str | None = None
     question: tuple[Message, ...] | None = None
+    constrained: bool = False
 
     @property
     def many_turns(self) -> bool:
         """Whether the policy may speak more than once."""
         return self.question is None and self.task.many_turns
+
+    def reply_form(self, role: str, turn: int) -> ReplyForm | None:
+        """Returns the form that a reply of the policy is held to, if any."""
+        if not self.constrained or self.question is not None:
+            return None
+        return self.task.reply_form(self.example, role, turn)
 
     async def play(self, ports: Ports) -> Conversation:
         """Plays the episode. Raises EpisodeFailure if it cannot go on."""
@@ -85,6 +95,11 @@ class ReplySource(Protocol):
         """Positions of the model."""
         ...
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of the longest single reply."""
+        ...
+
     def has_room(self, length: int) -> bool:
         """Returns whether a prompt of `length` tokens can be continued."""
         ...
@@ -95,6 +110,11 @@ class ReplySource(Protocol):
 
     def text_of(self, sampled: Sampled) -> str:
         """Returns the reply's text."""
+        ...
+
+    @property
+    def grammars(self) -> Grammars:
+        """What makes masks of forms."""
         ...
 
 
@@ -119,9 +139,11 @@ class PolicyPort:
         self._finish = FinishReason.STOP
         self._turn = 0
 
-    def _append(self, ids: Sequence[int], logprobs: Sequence[float], author: Author) -> None:
+    def _append(
+        self, ids: Sequence[int], logprobs: Sequence[float], author: Author, held: HeldTo | None = None
+    ) -> None:
         if len(ids):
-            self._spans.append(Span(len(self._ids), len(self._ids) + len(ids), author))
+            self._spans.append(Span(len(self._ids), len(self._ids) + len(ids), author, held))
             self._ids.extend(int(i) for i in ids)
             self._logprobs.extend(float(lp) for lp in logprobs)
 
@@ -154,14 +176,21 @@ class PolicyPort:
         self._append(observation, [0.0] * len(observation), Author.CONTEXT)
         key = self._attempt.sample.key(self._role, self._turn)
         group = self._source.group_of(self._attempt.group, self._role)
-        request = SampleRequest(np.asarray(self._ids, np.int32), group, key, budget)
-        sampled = await self._sample(request)
+        limit = min(budget, self._source.max_new_tokens)
+        held = self._held_to(limit)
+        mask = None if held is None else self._source.grammars.mask(held)
+        sampled = await self._sample(SampleRequest(np.asarray(self._ids, np.int32), group, key, limit, mask))
         self._turn += 1
-        self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY)
+        self._append(sampled.ids.tolist(), sampled.logprobs.tolist(), Author.POLICY, held)
         self._finish = sampled.finish_reason
         text = self._source.text_of(sampled)
         self._chat = [*chat, Message("assistant", text)]
         return Reply(text, sampled.finish_reason)
+
+    def _held_to(self, limit: int) -> HeldTo | None:
+        """What the next reply, of up to `limit` tokens, is held to."""
+        form = self._attempt.reply_form(self._role, self._turn)
+        return None if form is None else HeldTo(form, limit, self._source.grammars.is_in_thought(self._ids))
 
     def _without_feedback(self, chat: list[Message]) -> np.ndarray | None:
         """The ids of the first chat as it would be under x, for a chat that opens with the task's (x, h)."""

@@ -110,7 +110,7 @@ class Pipeline:
         words = self.config.rollout.max_feedback_length
         prompt = _longest_opening(self.engine, prompts, self.objective.refinement.draft_feedback)
         members, weights = self.config.rollout.num_generations, (sampling.params, sampling.settings)
-        async with self.engine.streaming(*weights, members, prompt, words) as stream:
+        async with self.engine.streaming(*weights, members, prompt, words, sampling.constrained) as stream:
             room = sampling.room and dataclasses.replace(sampling.room, sampler=stream.buckets, words=words)
             yield dataclasses.replace(sampling, engine=stream, room=room)
 

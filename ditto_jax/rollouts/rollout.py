@@ -55,7 +55,7 @@ class Player(Protocol):
 class Sampling:
     """Who samples with what: the player, the weights of this step, how tokens are drawn, and what a prompt may hold.
 
-    room: None where prompts are not measured before they are sent.
+    room: None where prompts are not measured before they are sent. constrained: replies keep to their tasks' forms.
     """
 
     engine: Player
@@ -64,6 +64,7 @@ class Sampling:
     seed: int
     step: int
     room: Room | None
+    constrained: bool = False
 
 
 async def draft_rollouts(
@@ -259,7 +260,7 @@ def _attempt(
     sampling: Sampling, prompt: Prompt, group: int, sample: int, role: RolloutRole, feedback: str | None = None
 ) -> Attempt:
     identity = SampleId(sampling.seed, sampling.step, prompt.id, sample, role.value)
-    return Attempt(prompt.task, prompt.example, group, identity, feedback)
+    return Attempt(prompt.task, prompt.example, group, identity, feedback, constrained=sampling.constrained)
 
 
 def was_abandoned(rollout: Rollout) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ditto_jax.reply_form import HeldTo
 from ditto_jax.rollouts.contexts import Contexts
 from ditto_jax.rollouts.rollout import POLICY
 from ditto_jax.types import Outcome, Rollout, RolloutRole, Transcript, ViewRole
@@ -32,7 +33,8 @@ class View:
     Columns over the response, None where no scoring pass made them (`scoring`), in nats: `anchor` float32[t], in the
     training context with the weights before the update; `sample` float32[t], with the same weights in the sampling
     context, of cross views alone; `reference` float32[t], of the initial policy; `teacher_lp` float32[t, K], the
-    teacher's, at the tokens `teacher_ids` int32[t, K].
+    teacher's, at the tokens `teacher_ids` int32[t, K]; `mask` int32[t]: which of the step's masks each was drawn under
+    (`update.constraints`), 0 for none. held: where in the response tokens were held to a form, as (start, end, form).
     """
 
     role: ViewRole
@@ -52,6 +54,8 @@ class View:
     reference: np.ndarray | None = None
     teacher_ids: np.ndarray | None = None
     teacher_lp: np.ndarray | None = None
+    held: tuple[tuple[int, int, HeldTo], ...] = ()
+    mask: np.ndarray | None = None
 
 
 def views_of(rollouts: Sequence[Rollout], roles: Sequence[ViewRole], contexts: Contexts | None = None) -> list[View]:
@@ -172,6 +176,7 @@ def _view(
         cross=cross,
         parent=parent,
         sampled_under=transcript.ids[:own] if cross else None,
+        held=tuple((span.start - own, span.end - own, span.held) for span in transcript.spans if span.held is not None),
     )
 
 

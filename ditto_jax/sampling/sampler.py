@@ -84,7 +84,8 @@ class Sampler:
         if requests:
             known = self._kept.of(params) if self._kept else {}
             plan = plan_slots(requests, self.shapes, row_shards(self.mesh), known)
-            state = self._slots(sampling, params)(plan.shapes, self._kept and self._kept.keys)
+            masked = any(request.mask is not None for request in requests)
+            state = self._slots(sampling, params, masked)(plan.shapes, self._kept and self._kept.keys)
             self._kept = None
             call = SlotCall(self._rules(stop_strings), self.work, state, keep_rows)
             call.add(requests, plan)
@@ -101,14 +102,15 @@ class Sampler:
         prompt: int,
         words: int,
         stop_strings: Sequence[str] = (),
+        masked: bool = False,
     ) -> OpenCall:
         """Returns a call that takes requests while it runs, for groups of up to `members` prompts of up to `prompt`
         tokens, to which words may add up to `words`. What a request yields does not depend on when it comes or on what
-        else there is, to the bit (on one device mesh).
+        else there is, to the bit (on one device mesh). masked: whether requests may have masks.
         """
         self.release()
         buckets, shapes = open_shapes(self.shapes, members, prompt, words, row_shards(self.mesh))
-        state = self._slots(sampling, params)(shapes, None)
+        state = self._slots(sampling, params, masked)(shapes, None)
         call = SlotCall(self._rules(stop_strings), self.work, state, is_open=True)
         return OpenCall(self, call, buckets)
 
@@ -122,29 +124,32 @@ class Sampler:
         members: int,
         longest: int | None = None,
         many_turns: bool = False,
+        masked: bool = False,
     ) -> int:
         """Compiles what `generate` may run for groups of up to `members` prompts of up to `longest` tokens (default:
         the model's context), by running it on empty slots; returns how many shapes of calls there are.
 
-        many_turns: whether rows may continue those of an earlier call. Their number is the product of the buckets of
-        `SamplerShapes`: few of them make this quick.
+        many_turns: whether rows may continue those of an earlier call. masked: for calls with masks. The number of
+        shapes is the product of the buckets of `SamplerShapes`: few of them make this quick.
         """
         context = self.config.max_position_embeddings
         classes = reachable(self.shapes, members, min(longest or context, context), many_turns, row_shards(self.mesh))
-        visit(classes, self._slots(sampling, params), many_turns)
+        visit(classes, self._slots(sampling, params, masked), many_turns)
         return len(classes)
 
-    def warm_up_open(self, params: Params, sampling: SamplingParams, members: int, longest: int, words: int) -> int:
+    def warm_up_open(
+        self, params: Params, sampling: SamplingParams, members: int, longest: int, words: int, masked: bool = False
+    ) -> int:
         """Compiles what calls of `open` may run for prompts of up to `longest` tokens, as `warm_up` does for
         `generate`; returns how many shapes of admissions there are.
         """
-        make, shards = self._slots(sampling, params), row_shards(self.mesh)
+        make, shards = self._slots(sampling, params, masked), row_shards(self.mesh)
         lengths = range(1, min(longest, self.config.max_position_embeddings) + 1)
         calls = (open_shapes(self.shapes, members, prompt, words, shards) for prompt in lengths)
         found = {shapes: buckets for buckets, shapes in calls}
         return sum(visit_open(buckets, shapes, make) for shapes, buckets in found.items())
 
-    def _slots(self, sampling: SamplingParams, params: Params) -> MakeSlots:
+    def _slots(self, sampling: SamplingParams, params: Params, masked: bool) -> MakeSlots:
         """Returns what makes the slots of calls; all share one copy of the weights where decoding needs one."""
         decoding = Decoding(
             config=self.config,
@@ -154,6 +159,7 @@ class Sampler:
             steps=self.shapes.chunk,
             kv_dtype=self.shapes.kv_dtype,
             unstacked=self.unstacks_layers,
+            masked=masked,
         )
         decode_params = unstack(params, self.config) if decoding.unstacked else params
         return lambda shapes, kept: SlotState(decoding, shapes, params, decode_params, kept)

@@ -2,20 +2,21 @@
 
 In: planned requests (`slots.py`), and the slots on the device (`slot_state.py`). Out: finished token sequences, a chunk
 at a time. Which request stands where is a function of the requests and of what was drawn, never of time; a call that
-takes requests while it runs has shapes in which that changes nothing. Knows no weights, no text but for stop strings.
+takes requests while it runs has shapes in which that changes nothing. A call with masks looks after every token. Knows
+no weights, and no text but for stop strings.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ditto_jax.sampling.kept_keys import KeptGroup, kept_row
 from ditto_jax.sampling.slot_state import SlotState, no_prompts
-from ditto_jax.sampling.slots import Sampled, SampleRequest, Slot, SlotPlan
+from ditto_jax.sampling.slots import Mask, Sampled, SampleRequest, Slot, SlotPlan
 from ditto_jax.types import FinishReason
 from model.generate import Drawn, Kept, PromptBatch
 from model.placement import to_host
@@ -47,13 +48,14 @@ class Work:
 
 @dataclasses.dataclass
 class _Row:
-    """A request that is being decoded, its group, how many of its tokens lie in its slot's prefix, and what it has
-    drawn.
+    """A request that is being decoded, its group, how many of its tokens lie in its slot's prefix, what it may draw,
+    and what it has drawn.
     """
 
     request: int
     group: int
     prefix_length: int
+    mask: Mask | None = None
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
     drawn: int = 0
@@ -141,7 +143,24 @@ class SlotCall:
                 if content is not None:
                     self._waiting.remove(content)
                     chosen.append((shard * (size // shards) + i, slot, content))
-        return self._state.admit(self._prompts(size, first.widths, chosen), copies=first.kept is not None)
+        prompts = self._prompts(size, first.widths, chosen)
+        entering = {
+            index * shapes.rows_per_slot + number: self._requests[member].mask
+            for index, _, content in chosen
+            for number, member in enumerate(content.members)
+        }
+        allowed = self._allowed(size * shapes.rows_per_slot, entering)
+        return self._state.admit(prompts, copies=first.kept is not None, allowed=allowed)
+
+    def _allowed(self, rows: int, masks: Mapping[int, Mask | None]) -> np.ndarray | None:
+        """What each of so many rows may draw next, where the call has masks."""
+        if not self._state.masked:
+            return None
+        allowed = self._state.everything(rows)
+        for row, mask in masks.items():
+            if mask is not None:
+                mask.fill(allowed[row])
+        return allowed
 
     def _may_enter(self, content: Slot, first: Slot, shard: int) -> bool:
         """Whether a waiting slot belongs to the admission of `first`; keys are copied within their shard only."""
@@ -181,7 +200,7 @@ class SlotCall:
                 prompts.tail_length[row] = len(ids)
                 prompts.tail_ids[row, tail - len(ids) :] = ids
                 prompts.row_keys[row], prompts.limits[row] = request.key, request.max_new_tokens
-                self._rows[place] = _Row(member, content.group, shared)
+                self._rows[place] = _Row(member, content.group, shared, request.mask)
                 if content.histories and content.histories[number][1]:
                     there, length = content.histories[number]
                     prompts.kept_rows[row] = self._kept_row(there.row)
@@ -223,7 +242,8 @@ class SlotCall:
         enough = rows = self._state.rows
         if self._waiting:  # as many finished rows as make room for the next admission
             enough = max(rows - len(self._rows) + 1, shapes.admissions[1] * shapes.rows_per_slot)
-        return self._state.decode(self._cancelled, enough)
+        allowed = self._allowed(rows, {place: row.mask for place, row in self._rows.items()})
+        return self._state.decode(self._cancelled, enough, allowed=allowed)
 
     def _collect(self, drawn: Drawn, decoded: bool = False) -> list[tuple[int, Sampled]]:
         """Hands new tokens to their rows; returns the requests that ended with them."""
@@ -238,6 +258,8 @@ class SlotCall:
             row.logprobs.append(logprobs[place, :new])
             row.drawn += new
             cut = self._cut_at_stop_string(row)
+            if row.mask is not None and new and row.mask.take(int(row.tokens[-1][-1])):
+                cut = cut or row.drawn
             if cut is None and not done[place]:
                 continue
             del self._rows[place]

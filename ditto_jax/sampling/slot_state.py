@@ -40,7 +40,7 @@ from model.sampling import RowSampling, SamplingParams
 @dataclasses.dataclass(frozen=True)
 class Decoding:
     """What programs depend on beside shapes: the model, how tokens are drawn and end, the mesh, `steps` a chunk, how
-    keys are stored, and whether every layer's weights lie apart.
+    keys are stored, whether every layer's weights lie apart, and whether calls say which tokens rows may draw.
     """
 
     config: ModelConfig
@@ -50,6 +50,7 @@ class Decoding:
     steps: int
     kv_dtype: str
     unstacked: bool
+    masked: bool = False
 
 
 def row_shards(mesh: Mesh | None) -> int:
@@ -74,6 +75,11 @@ def no_prompts(shapes: CallShapes, size: int) -> PromptBatch:
     )
 
 
+def everything(rows: int, config: ModelConfig) -> np.ndarray:
+    """Returns int32[rows, words]: masks that allow every token, to fill in."""
+    return np.full((rows, -(-config.vocab_size // 32)), -1, np.int32)
+
+
 class SlotState:
     """The slots of one call, empty at first.
 
@@ -94,6 +100,7 @@ class SlotState:
         self.shards = row_shards(decoding.mesh)
         self.ring = shapes.ring[0]
         self.kept = kept
+        self.masked = decoding.masked
         self._decoding = decoding
         self._params, self._decode_params = params, decode_params
         self._static = {"config": decoding.config, "sampling": decoding.sampling, "stop_ids": decoding.stop_ids}
@@ -105,19 +112,30 @@ class SlotState:
         """How many rows are decoded now."""
         return self.slots * self.shapes.rows_per_slot
 
+    def everything(self, rows: int) -> np.ndarray:
+        """Returns masks for so many rows that allow every token, to fill in."""
+        return everything(rows, self._decoding.config)
+
     @property
     def fewer_slots(self) -> int | None:
         """To how many slots `shrink` would go; None if there is no smaller size."""
         return next((size for size in self.shapes.fewer_slots if size < self.slots), None)
 
-    def admit(self, prompts: PromptBatch, copies: bool, apart: RowSampling | None = None) -> Drawn:
+    def admit(
+        self,
+        prompts: PromptBatch,
+        copies: bool,
+        apart: RowSampling | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> Drawn:
         """Puts prompts into slots and draws a token for each of their rows; copies: their keys were kept. apart:
-        settings of these rows, where each has its own.
+        settings of these rows, where each has its own. allowed: what they may draw, None for everything.
         """
         kept = self.carried_over(prompts) if copies else None
+        allowed = self._masks(len(prompts.limits), allowed)
         with self._on_mesh():
             self._state, drawn = admit(
-                self._params, self._state, prompts, kept, apart, **self._static, shards=self.shards
+                self._params, self._state, prompts, kept, apart, allowed, **self._static, shards=self.shards
             )
         return drawn
 
@@ -130,18 +148,35 @@ class SlotState:
             return carry_over(kept, *places, prefix_width=self.shapes.prefix, shards=self.shards)
 
     def decode(
-        self, cancelled: np.ndarray, enough: int, apart: RowSampling | None = None, steps: int | None = None
+        self,
+        cancelled: np.ndarray,
+        enough: int,
+        apart: RowSampling | None = None,
+        allowed: np.ndarray | None = None,
     ) -> Drawn:
-        """Draws a chunk of tokens; `cancelled` bool[B] rows stop, and the chunk ends once `enough` rows are done.
+        """Draws a chunk of tokens, or one where rows are told what they may draw; `cancelled` bool[B] rows stop, and
+        the chunk ends once `enough` rows are done.
 
-        apart: settings of all rows, where each has its own. steps: of this chunk, if not as many as configured.
+        apart: settings of all rows, where each has its own. allowed: what they may draw, None for everything.
         """
-        steps = steps or self._decoding.steps
+        allowed = self._masks(self.rows, allowed)
+        steps = self._decoding.steps if allowed is None else 1
         with self._on_mesh():
             self._state, drawn = decode_chunk(
-                self._decode_params, self._state, cancelled, np.int32(enough), apart, **self._static, steps=steps
+                self._decode_params,
+                self._state,
+                cancelled,
+                np.int32(enough),
+                apart,
+                allowed,
+                **self._static,
+                steps=steps,
             )
         return drawn
+
+    def _masks(self, rows: int, allowed: np.ndarray | None) -> np.ndarray | None:
+        """What rows may draw; in a call with masks always an array, so that its programs are the same."""
+        return self.everything(rows) if allowed is None and self.masked else allowed
 
     def widen(self) -> None:
         """Gives the rows' keys the next width of the ring."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -17,16 +18,29 @@ from ditto_jax.text.chat import common_prefix
 from ditto_jax.types import FinishReason
 
 
+class Mask(Protocol):
+    """Which tokens a reply may go on with, as it grows."""
+
+    def fill(self, words: np.ndarray) -> None:
+        """Writes the bits of the tokens that may come next into int32[ceil(V / 32)]."""
+        ...
+
+    def take(self, token: int) -> bool:
+        """Returns whether the reply is complete with this token."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """One sequence to continue. Requests with equal `group` may share a prefix; `key` is uint32[2], from the sample's
-    identity.
+    identity. mask: what may be drawn, fresh and of this request alone; None: everything.
     """
 
     ids: np.ndarray
     group: int
     key: np.ndarray
     max_new_tokens: int
+    mask: Mask | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,14 +17,15 @@ from jax.sharding import Mesh
 from ditto_jax.errors import DittoError
 from ditto_jax.keys import derive
 from ditto_jax.policy import Policy
+from ditto_jax.reply_form import FormError
 from ditto_jax.serving.ask import Ask, AskError, BackendError, Piece, TokenScore
 from ditto_jax.serving.config import EngineConfig
-from ditto_jax.serving.grammar import Grammars
 from ditto_jax.serving.scoring import MOST, score
 from ditto_jax.serving.simulator import PRESETS
 from ditto_jax.serving.slot_engine import SlotEngine, Ticket
 from ditto_jax.serving.stops import StopText
 from ditto_jax.serving.tools import plain_messages
+from ditto_jax.text.grammar import GrammarMask, Grammars
 from ditto_jax.types import Message
 
 _CONTEXT = 16  # prompt tokens decoded with a continuation, so that the space between the two is the tokenizer's
@@ -70,7 +72,7 @@ class LocalBackend:
     def check(self, ask: Ask) -> None:
         self._ids(ask)
         if ask.schema is not None:
-            self._grammars.mask(ask.schema)
+            self._mask(ask.schema)
 
     async def reply(self, ask: Ask) -> AsyncGenerator[Piece, None]:
         ids = self._ids(ask)
@@ -123,8 +125,15 @@ class LocalBackend:
             top_k=min(ask.top_k, self._policy.config.vocab_size),
             top_p=ask.top_p,
             min_p=ask.min_p,
-            mask=None if ask.schema is None else self._grammars.mask(ask.schema),
+            mask=None if ask.schema is None else self._mask(ask.schema),
         )
+
+    def _mask(self, schema: Mapping[str, Any]) -> GrammarMask:
+        """Returns the mask of a reply; raises AskError for a schema that cannot be enforced."""
+        try:
+            return self._grammars.json(schema)
+        except FormError as error:
+            raise AskError(f"response_format: {error}", "response_format") from None
 
     def _ids(self, ask: Ask) -> list[int]:
         """Returns the ids of the prompt; raises AskError if there are none, or too many."""

@@ -14,15 +14,17 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ditto_jax.policy import Policy
+from ditto_jax.reply_form import FormError
 from ditto_jax.sampling.slot_shapes import CallShapes
-from ditto_jax.sampling.slot_state import Decoding, SlotState, no_prompts
+from ditto_jax.sampling.slot_state import Decoding, SlotState, everything, no_prompts
+from ditto_jax.sampling.slots import Mask
 from ditto_jax.serving.config import EngineConfig
 from model.generate import Drawn
 from model.llama import unstack
@@ -31,18 +33,6 @@ from model.sampling import RowSampling, SamplingParams
 _LOG = logging.getLogger("ditto_jax.serving")
 _WIDTHS = (64, 256, 1024, 4096, 16384)
 _MAX_PREFILL_TOKENS = 16384
-
-
-class Mask(Protocol):
-    """Which tokens a reply may go on with."""
-
-    def fill(self, words: np.ndarray) -> None:
-        """Writes the bits of the tokens that may come next into int32[ceil(V / 32)]."""
-        ...
-
-    def take(self, token: int) -> bool:
-        """Returns whether the reply is complete with this token."""
-        ...
 
 
 @dataclasses.dataclass(eq=False)
@@ -93,7 +83,6 @@ class SlotEngine:
             unstacked=is_cpu,
         )
         self._decode_params = unstack(policy.params, policy.config) if is_cpu else policy.params
-        self._words = -(-policy.config.vocab_size // 32)
         self._inbox: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: deque[Ticket] = deque()
         self._rows: dict[int, Ticket] = {}
@@ -180,7 +169,7 @@ class SlotEngine:
         chosen = [ticket for ticket in self._waiting if self._width(ticket) == width][: min(size, len(free))]
         size = next(one for one in self._sizes(width) if one >= len(chosen))
         prompts = no_prompts(dataclasses.replace(self._shapes, prefix=width), size)
-        settings, allowed = _no_settings(size), np.full((size, self._words), -1, np.int32)
+        settings, allowed = _no_settings(size), everything(size, self._policy.config)
         for i, (row, ticket) in enumerate(zip(free, chosen, strict=False)):
             self._waiting.remove(ticket)
             self._rows[row] = ticket
@@ -191,25 +180,32 @@ class SlotEngine:
             prompts.row_keys[i], prompts.limits[i], prompts.source[row] = ticket.key, ticket.limit, i
             for arrays, place in ((settings, i), (self._settings, row)):
                 _set(arrays, place, ticket)
-            if ticket.mask is not None:
-                ticket.mask.fill(allowed[i])
-        self._deliver(self._state.admit(prompts, copies=False, apart=settings._replace(allowed=allowed)))
+            self._fill(row, allowed[i])
+        self._deliver(self._state.admit(prompts, copies=False, apart=settings, allowed=allowed))
 
     def _decode(self) -> None:
-        live, rows = len(self._rows), self.config.max_rows
-        enough = rows
+        rows = self.config.max_rows
+        allowed = everything(rows, self._policy.config)
+        masked = [row for row, ticket in self._rows.items() if ticket.mask is not None]
+        for row in masked:
+            self._fill(row, allowed[row])
+        live, enough = len(self._rows), rows
         if self._waiting:  # as many finished rows as make an admission worth its while
             enough = rows - live + min(len(self._waiting), max(1, rows // 8))
         idle = np.ones(rows, bool)
         idle[list(self._rows)] = False
-        masked = {row: ticket.mask for row, ticket in self._rows.items() if ticket.mask is not None}
-        if not masked:
-            self._deliver(self._state.decode(idle, enough, self._settings))
-            return
-        allowed = np.full((rows, self._words), -1, np.int32)
-        for row, mask in masked.items():
-            mask.fill(allowed[row])
-        self._deliver(self._state.decode(idle, enough, self._settings._replace(allowed=allowed), steps=1))
+        if self._rows:
+            self._deliver(self._state.decode(idle, enough, self._settings, allowed if masked else None))
+
+    def _fill(self, row: int, words: np.ndarray) -> None:
+        """Writes what the ticket in a row may go on with; one that cannot go on fails alone."""
+        ticket = self._rows[row]
+        try:
+            if ticket.mask is not None:
+                ticket.mask.fill(words)
+        except FormError as error:
+            ticket.failed(error)
+            del self._rows[row]
 
     def _deliver(self, drawn: Drawn) -> None:
         tokens, logprobs, count, done = jax.device_get(drawn)
@@ -222,8 +218,13 @@ class SlotEngine:
             finish = None
             if done[row]:
                 finish = "stop" if new and int(ids[-1]) in self._decoding.stop_ids else "length"
-            if ticket.mask is not None and new and ticket.mask.take(int(ids[-1])):
-                finish = "stop"
+            try:
+                if ticket.mask is not None and new and ticket.mask.take(int(ids[-1])):
+                    finish = "stop"
+            except FormError as error:
+                ticket.failed(error)
+                del self._rows[row]
+                continue
             if not ticket.receive(ids, logprobs[row, :new], finish) or finish is not None:
                 del self._rows[row]
 
@@ -243,12 +244,12 @@ class SlotEngine:
         for width in self._widths:
             for size in self._sizes(width):
                 prompts = no_prompts(dataclasses.replace(self._shapes, prefix=width), size)
-                allowed = np.full((size, self._words), -1, np.int32)
-                self._state.admit(prompts, copies=False, apart=_no_settings(size)._replace(allowed=allowed))
+                allowed = everything(size, self._policy.config)
+                self._state.admit(prompts, copies=False, apart=_no_settings(size), allowed=allowed)
         nobody = np.ones(self.config.max_rows, bool)
         self._state.decode(nobody, self.config.max_rows, self._settings)
-        allowed = np.full((self.config.max_rows, self._words), -1, np.int32)
-        self._state.decode(nobody, self.config.max_rows, self._settings._replace(allowed=allowed), steps=1)
+        allowed = everything(self.config.max_rows, self._policy.config)
+        self._state.decode(nobody, self.config.max_rows, self._settings, allowed)
         self._state = self._new_state()
 
     def _fail_all(self, error: Exception) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pydantic
 
+from ditto_jax.reply_form import ReplyForm
 from ditto_jax.tasks.rows import RowReport
 from ditto_jax.types import Chat, Conversation, Example, Message, Outcome, Reply, Verdict
 
@@ -157,6 +158,14 @@ class Task(abc.ABC, Generic[OptionsT]):
     @abc.abstractmethod
     async def episode(self, example: Example, ports: Ports, feedback: str | None = None) -> Conversation:
         """Plays one episode. With `feedback`, the same episode in the context (x, h)."""
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns the form of the policy's reply number `turn` (from 0) in a role, None for one that is free.
+
+        Only runs that say so are held to it (`evaluation.constrained`, `rollout.constrained`); it says no more than the
+        prompt does.
+        """
+        return None
 
     @abc.abstractmethod
     def rule_score(self, example: Example, conversation: Conversation) -> Verdict | None:

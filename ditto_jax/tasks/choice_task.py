@@ -12,6 +12,7 @@ import random
 from typing import Generic, TypeVar
 
 from ditto_jax.judge.fence import fence
+from ditto_jax.reply_form import ReplyForm, tagged
 from ditto_jax.tasks.answers import answer_letter, answer_text
 from ditto_jax.tasks.base import JudgeRequest, Ports
 from ditto_jax.tasks.soul_task import HasPlacement, SoulTask
@@ -62,6 +63,11 @@ class ChoiceTask(SoulTask[OptionsT], Generic[OptionsT]):
         chat = self.opening(example, feedback)
         reply = await ports.policy().reply(chat)
         return Conversation((*chat, Message("assistant", reply.text)), reply.text)
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns reasoning, then one letter that has an option, in the answer tag."""
+        options = example.payload["options"]
+        return tagged(letter for letter, text in zip(LETTERS, options, strict=False) if text)
 
     def chosen(self, example: Example, reply: str) -> str | None:
         """Returns the letter that a reply chooses; None if it names none, several, or one without an option."""

@@ -25,7 +25,8 @@ class TrainBatch(NamedTuple):
     grouped: ids, [M, n, ...]. loss_mask bool, behaviour float32 [M, n, S, T]; weights and row_weight float32, role
     int32, cross, row_valid and row_live bool [M, n, S]. The rest is what scoring passes found (`View`), None where the
     run has no such pass: anchor, sample, reference float32[M, n, S, T], teacher_ids int32 and teacher_lp
-    float32[M, n, S, T, K], teacher_ok bool[M, n, S], whether a teacher has read the row.
+    float32[M, n, S, T, K], teacher_ok bool[M, n, S], whether a teacher has read the row. mask: int32[M, n, S, T],
+    which of the step's masks each token was drawn under (`constraints`), 0 for none; None where nothing is constrained.
     """
 
     grouped: GroupedIds
@@ -43,18 +44,20 @@ class TrainBatch(NamedTuple):
     teacher_ids: Array | None = None
     teacher_lp: Array | None = None
     teacher_ok: Array | None = None
+    mask: Array | None = None
 
 
 class Columns(NamedTuple):
     """Which optional columns a batch has, the same in every step of a run, so that programs are compiled once.
 
-    teacher: candidates per token; 0: no teacher.
+    teacher: candidates per token; 0: no teacher. mask: whether tokens were drawn among some.
     """
 
     anchor: bool = False
     sample: bool = False
     reference: bool = False
     teacher: int = 0
+    mask: bool = False
 
 
 NO_COLUMNS = Columns()
@@ -222,6 +225,7 @@ def _empty(shapes: BatchShapes, prefix: int, suffix: int, columns: Columns) -> T
         teacher_ids=np.zeros(per_candidate, np.int32) if columns.teacher else None,
         teacher_lp=np.zeros(per_candidate, np.float32) if columns.teacher else None,
         teacher_ok=np.zeros(per_row, bool) if columns.teacher else None,
+        mask=np.zeros(per_token, np.int32) if columns.mask else None,
     )
 
 
@@ -239,7 +243,7 @@ def _fill(flat: TrainBatch, place: Place, view: View, shared: int, prefix: int) 
     grouped.row_tokens[g, s, :end] = lane * grouped.lane_ids.shape[2] + offset + np.arange(end)
     flat.loss_mask[g, s, start:end] = view.loss_mask
     flat.behaviour[g, s, start:end] = view.behaviour
-    for name in ("anchor", "sample", "reference", "teacher_ids", "teacher_lp"):
+    for name in ("anchor", "sample", "reference", "teacher_ids", "teacher_lp", "mask"):
         column, found = getattr(flat, name), getattr(view, name)
         if column is not None and found is not None:
             column[g, s, start:end] = found

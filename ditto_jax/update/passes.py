@@ -33,8 +33,9 @@ def roles_of(objective: Objective, kind: type[Kl] | type[KlRef]) -> frozenset[Vi
     return frozenset(role for term in objective.terms if isinstance(term.loss, kind) for role in term.roles)
 
 
-def columns_of(objective: Objective, vocabulary: int, updates: int) -> Columns:
-    """Returns the columns that the run's batches have; `updates`: optimiser updates per step.
+def columns_of(objective: Objective, vocabulary: int, updates: int, constrained: bool = False) -> Columns:
+    """Returns the columns that the run's batches have; `updates`: optimiser updates per step. constrained: replies are
+    held to forms.
 
     The first update's weights are those of the anchors: where it is the only one, a pass would repeat the forward pass
     bit for bit, and there is no such column.
@@ -48,6 +49,7 @@ def columns_of(objective: Objective, vocabulary: int, updates: int) -> Columns:
         sample="sample" in passes,
         reference="reference" in passes,
         teacher=candidates,
+        mask=constrained,
     )
 
 

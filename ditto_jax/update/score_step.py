@@ -16,19 +16,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ditto_jax.update.batch import TrainBatch
-from ditto_jax.update.train_step import UpdateConfig, on_mesh
+from ditto_jax.update.train_step import UpdateConfig, allowed_in, on_mesh
 from model.logprobs import grouped_logprobs, grouped_scores, grouped_top_k
 from model.partition import row_sharding
 
 
 def make_score(config: UpdateConfig, mesh: Mesh):
-    """Returns the function (parameters, batch) → float32[M, n, S, T] log-probs of the tokens under their rows'
-    contexts.
+    """Returns the function (parameters, batch, masks) → float32[M, n, S, T] log-probs of the tokens under their rows'
+    contexts; masks: as for the update.
     """
 
-    def logprobs(params: Any, micro: TrainBatch) -> jax.Array:
+    def logprobs(params: Any, micro: TrainBatch, masks: jax.Array | None) -> jax.Array:
         return grouped_logprobs(
-            params, config.model, micro.grouped, temperature=config.temperature, chunk=config.logprob_chunk
+            params,
+            config.model,
+            micro.grouped,
+            temperature=config.temperature,
+            chunk=config.logprob_chunk,
+            allowed=allowed_in(micro, masks),
         )
 
     return over_micro_batches(logprobs, mesh)
@@ -39,7 +44,7 @@ def make_score_at(config: UpdateConfig, mesh: Mesh):
     float32[M, n, S, T, K] log-probs of the batch's `teacher_ids` where its `loss_mask` holds, garbage elsewhere.
     """
 
-    def at_candidates(params: Any, micro: TrainBatch):
+    def at_candidates(params: Any, micro: TrainBatch, masks: None):
         return grouped_scores(
             params,
             config.model,
@@ -59,7 +64,7 @@ def make_score_top(config: UpdateConfig, mesh: Mesh, k: int):
     the likeliest tokens.
     """
 
-    def likeliest(params: Any, micro: TrainBatch):
+    def likeliest(params: Any, micro: TrainBatch, masks: None):
         return grouped_top_k(
             params, config.model, micro.grouped, k, temperature=config.temperature, chunk=config.logprob_chunk
         )
@@ -67,19 +72,19 @@ def make_score_top(config: UpdateConfig, mesh: Mesh, k: int):
     return over_micro_batches(likeliest, mesh)
 
 
-def over_micro_batches(read: Callable[[Any, TrainBatch], Any], mesh: Mesh):
-    """Returns the compiled-on-first-use function (parameters, batch) → what `read` makes of each micro-batch, stacked;
-    those of padding alone give zeros and cost nothing.
+def over_micro_batches(read: Callable[[Any, TrainBatch, Any], Any], mesh: Mesh):
+    """Returns the compiled-on-first-use function (parameters, batch, masks or nothing) → what `read` makes of each
+    micro-batch, stacked; those of padding alone give zeros and cost nothing.
     """
 
-    def scored(params: Any, batch: TrainBatch) -> Any:
+    def scored(params: Any, batch: TrainBatch, masks: Any = None) -> Any:
         def one(_, micro: TrainBatch):
-            found = jax.eval_shape(read, params, micro)
+            found = jax.eval_shape(read, params, micro, masks)
 
             def nothing(micro: TrainBatch) -> Any:
                 return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), found)
 
-            return None, jax.lax.cond(jnp.any(micro.row_valid), lambda m: read(params, m), nothing, micro)
+            return None, jax.lax.cond(jnp.any(micro.row_valid), lambda m: read(params, m, masks), nothing, micro)
 
         return jax.lax.scan(one, None, batch)[1]
 

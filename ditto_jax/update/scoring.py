@@ -65,19 +65,21 @@ class Scoring:
         updates: Sequence[Sequence[Sequence[int]]],
         live: np.ndarray,
         weights: PassWeights,
+        masks: np.ndarray | None = None,
     ) -> tuple[list[View], dict[str, float]]:
         """Returns the views with the columns of this run filled in, and metrics of the teacher in nats per token.
 
         hinted: the DRAFT_FB views of the step, y0 under (x, h), trained or not; a draft without one has no teacher.
         updates: for each update the view indices of each of its prompts. live bool[views]: others are left alone.
+        masks: of `constraints.with_masks`, where replies are constrained.
         """
         filled = list(views)
         contexts = {(v.rollout, *_sequence(_sampling_context(v), v.response)): v.context for v in hinted}
         gaps: list[_TeacherGap] = []
-        if any(self.columns):
+        if any(self.columns._replace(mask=False)):
             for prompts in updates:
                 rows = [[i for i in prompt if live[i]] for prompt in prompts]
-                readings = _Readings(self, rows, weights)
+                readings = _Readings(self, rows, weights, masks)
                 self._fill_own(filled, rows, readings)
                 if self._kl is not None:
                     gaps += self._fill_teacher(filled, rows, readings, contexts)
@@ -132,8 +134,9 @@ class Scoring:
 class _Readings:
     """What has been read for the rows of one update; a sequence that the same weights have read is not read again."""
 
-    def __init__(self, scoring: Scoring, rows: list[list[int]], weights: PassWeights):
+    def __init__(self, scoring: Scoring, rows: list[list[int]], weights: PassWeights, masks: np.ndarray | None = None):
         self._scoring = scoring
+        self._masks = masks
         self._rows = rows
         self._weights = weights
         self._known: dict[Any, np.ndarray] = {}
@@ -151,9 +154,10 @@ class _Readings:
         numbers = {index: n for n, index in enumerate(asked)}
         prompts = [[numbers[i] for i in prompt if i in asked] for prompt in self._rows]
         scoring, views = self._scoring, list(asked.values())
+        columns = columns._replace(mask=scoring.columns.mask)
         batch, located = locate(views, prompts, np.ones(len(views), bool), scoring.shapes, columns)
         placed = to_mesh(batch, row_sharding(scoring.mesh, leading=1))
-        result = to_host(program(getattr(self._weights, who), placed))
+        result = to_host(program(getattr(self._weights, who), placed, self._masks))
         parts = [read_back(leaf, located) for leaf in jax.tree.leaves(result)]
         if who == "policy":
             self._known |= {self._name(who, views[n]): lp for n, lp in parts[0].items()}

@@ -50,15 +50,16 @@ class TokenReading(NamedTuple):
     terms: tuple[TermReading, ...]
 
 
-def make_token_reading(config: UpdateConfig, mesh: Mesh) -> Callable[[Any, Any, TrainBatch], TokenReading]:
-    """Returns the compiled-on-first-use function (trained parameters, frozen base or None, batch of one update) → what
-    the update makes of its tokens. Values where no token is trained mean nothing, but for `loss`, which is 0 there.
+def make_token_reading(config: UpdateConfig, mesh: Mesh) -> Callable[[Any, Any, TrainBatch, Any], TokenReading]:
+    """Returns the compiled-on-first-use function (trained parameters, frozen base or None, batch of one update, masks
+    of the step or None) → what the update makes of its tokens. Values where no token is trained mean nothing, but for
+    `loss`, which is 0 there.
     """
     objective = config.objective
 
-    def read(given: Any, micro: TrainBatch) -> TokenReading:
+    def read(given: Any, micro: TrainBatch, masks: Any) -> TokenReading:
         trained, base, denominators = given
-        lp, _, rows, student_lp = read_rows(trained, base, micro, config)
+        lp, _, rows, student_lp = read_rows(trained, base, micro, masks, config)
         shape = micro.loss_mask.shape
         terms = each_term(lp, rows, objective, denominators, student_lp, config.model.vocab_size)
         readings = [
@@ -75,8 +76,8 @@ def make_token_reading(config: UpdateConfig, mesh: Mesh) -> Callable[[Any, Any, 
 
     reading = over_micro_batches(read, mesh)
 
-    def call(trained: Any, base: Any, batch: TrainBatch) -> TokenReading:
-        return reading((trained, base, batch_denominators(batch, objective)), batch)
+    def call(trained: Any, base: Any, batch: TrainBatch, masks: Any) -> TokenReading:
+        return reading((trained, base, batch_denominators(batch, objective)), batch, masks)
 
     return call
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.linen import logical_axis_rules
 from jax.sharding import Mesh
@@ -28,6 +29,7 @@ from model.logprobs import grouped_scores
 from model.lora import LoraConfig
 from model.partition import ACTIVATION_RULES, parameter_shardings, replicated, row_sharding
 from model.remat import Remat
+from model.token_masks import Allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,14 @@ class ReadRows(NamedTuple):
     student_lp: jax.Array | None
 
 
-def read_rows(trained: Any, base: Any, micro: TrainBatch, config: UpdateConfig) -> ReadRows:
+def allowed_in(micro: TrainBatch, masks: jax.Array | None) -> Allowed | None:
+    """Returns what the tokens of a micro-batch were drawn among; masks: int32[K, words] of the step, None for none."""
+    if micro.mask is None or masks is None:
+        return None
+    return Allowed(masks, micro.mask)
+
+
+def read_rows(trained: Any, base: Any, micro: TrainBatch, masks: jax.Array | None, config: UpdateConfig) -> ReadRows:
     """Returns what the loss is computed from: the forward pass of the update."""
     distils = distilled(config.objective)
     scores = grouped_scores(
@@ -75,6 +84,7 @@ def read_rows(trained: Any, base: Any, micro: TrainBatch, config: UpdateConfig) 
         chunk=config.logprob_chunk,
         candidates=None if distils is None or distils.sampled else micro.teacher_ids,
         wanted=micro.loss_mask,
+        allowed=allowed_in(micro, masks),
     )
     assert scores.entropy is not None
     lp = _rows(scores.logprob, 1)
@@ -94,9 +104,11 @@ def batch_denominators(batch: TrainBatch, objective: Objective) -> jax.Array:
     )
 
 
-def _loss(trained: Any, base: Any, micro: TrainBatch, denominator: jax.Array, config: UpdateConfig):
+def _loss(
+    trained: Any, base: Any, micro: TrainBatch, masks: jax.Array | None, denominator: jax.Array, config: UpdateConfig
+):
     """Returns (loss times `_loss_scale`, (sums, gap)); the first argument is what is differentiated."""
-    lp, entropy, rows, student_lp = read_rows(trained, base, micro, config)
+    lp, entropy, rows, student_lp = read_rows(trained, base, micro, masks, config)
     loss, sums = objective_loss(lp, rows, config.objective, denominator, student_lp, config.model.vocab_size)
     drafted = rows.loss_mask & (rows.row_valid & ~rows.cross & (rows.role == ViewRole.DRAFT))[:, None]
     gap = {
@@ -166,22 +178,22 @@ def _add_gap(left: dict[str, jax.Array], right: dict[str, jax.Array]) -> dict[st
 def make_update(
     config: UpdateConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState, base: Any = None
 ):
-    """Returns the compiled-on-first-use function (state, batch) → (state, sums, gap, gradient norm).
+    """Returns the compiled-on-first-use function (state, batch, masks) → (state, sums, gap, gradient norm).
 
     The state is donated; its shardings in and out are equal, so that the second step does not recompile. base: the
-    frozen parameters where `state.params` are adapters; every call reads it. Where activations are float16 an update
-    whose gradient is not finite leaves the state as it was.
+    frozen parameters where `state.params` are adapters; every call reads it. masks: as in `allowed_in`, may be left
+    out. Where activations are float16 an update whose gradient is not finite leaves the state as it was.
     """
     shardings = state_shardings(state, optimizer, mesh)
 
-    def update(state: TrainState, base: Any, batch: TrainBatch):
+    def update(state: TrainState, base: Any, batch: TrainBatch, masks: jax.Array | None):
         denominator = batch_denominators(batch, config.objective)
         scale = _loss_scale(denominator, config)
 
         def add(carry, micro):
             grads, sums, gap = carry
             (_, (more_sums, more_gap)), more = jax.value_and_grad(_loss, has_aux=True)(
-                state.params, base, micro, denominator, config
+                state.params, base, micro, masks, denominator, config
             )
             grads = jax.tree.map(lambda a, b: a + (b.astype(jnp.float32) / scale).astype(a.dtype), grads, more)
             return grads, add_metrics(sums, more_sums), _add_gap(gap, more_gap)
@@ -206,16 +218,16 @@ def make_update(
     whole = replicated(mesh)
     jitted = jax.jit(
         update,
-        in_shardings=(shardings, parameter_shardings(base, mesh), row_sharding(mesh, leading=1)),
+        in_shardings=(shardings, parameter_shardings(base, mesh), row_sharding(mesh, leading=1), whole),
         out_shardings=(shardings, whole, whole, whole),
         donate_argnums=0,
     )
     placed = on_mesh(jitted, mesh)
 
-    def call(state: TrainState, batch: TrainBatch):
-        return placed(state, base, batch)
+    def call(state: TrainState, batch: TrainBatch, masks: np.ndarray | None = None):
+        return placed(state, base, batch, masks)
 
-    call.lower = lambda state, batch: placed.lower(state, base, batch)
+    call.lower = lambda state, batch: placed.lower(state, base, batch, None)
     return call
 
 
@@ -231,10 +243,12 @@ _GAP = (
 
 
 def make_gradient(config: UpdateConfig, mesh: Mesh, base: Any = None):
-    """Returns the function (trained parameters, micro-batch, denominators) → (loss, gradients): what tests compare."""
+    """Returns the function (trained parameters, micro-batch, denominators, masks or nothing) → (loss, gradients): what
+    tests compare.
+    """
 
-    def gradient(trained, micro, denominator):
-        (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(trained, base, micro, denominator, config)
+    def gradient(trained, micro, denominator, masks=None):
+        (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(trained, base, micro, masks, denominator, config)
         scale = _loss_scale(denominator, config)
         return loss / scale, jax.tree.map(lambda g: g / scale, grads)
 
@@ -268,6 +282,7 @@ __all__ = [
     "ReadRows",
     "Sums",
     "UpdateConfig",
+    "allowed_in",
     "batch_denominators",
     "finish_gap",
     "make_gradient",

@@ -34,7 +34,7 @@ ITEMS = 8
 FIELDS = {
     *("scored_by", "partners", "rows", "metrics", "source"),
     *("schema_version", "label", "task", "task_version", "metric", "value", "interval", "n", "trials", "temperature"),
-    *("clustered_interval", "judges", "faults"),
+    *("clustered_interval", "judges", "faults", "constrained"),
     *("judge", "outcomes", "step", "truncated_fraction", "mean_completion_tokens", "breakdown"),
 }
 

@@ -218,12 +218,12 @@ def test_a_drawn_token_was_kept_and_has_the_log_prob_of_the_truncated_distributi
     np.testing.assert_allclose(logprobs, expected, atol=2e-6)
 
 
-def _apart(params: list[SamplingParams], allowed: np.ndarray | None = None) -> RowSampling:
+def _apart(params: list[SamplingParams]) -> RowSampling:
     def column(name: str, dtype: str) -> np.ndarray:
         return np.array([getattr(one, name) for one in params], dtype)
 
     settings = (column("temperature", "f4"), column("top_k", "i4"), column("top_p", "f4"), column("min_p", "f4"))
-    return RowSampling(*settings, allowed)
+    return RowSampling(*settings)
 
 
 def test_rows_with_settings_of_their_own_draw_what_they_would_draw_together():
@@ -249,7 +249,11 @@ def test_rows_draw_only_what_they_are_allowed(temperature):
     permitted = np.zeros((rows, 64), bool)
     permitted[:, [1, 7, 33, 39]] = True
     words = np.packbits(permitted, axis=1, bitorder="little").view(np.int32)
-    apart = _apart([SamplingParams(temperature=temperature)] * rows, words)
-    tokens, _ = drawn(logits, keys(rows), np.zeros(rows, np.int32), SamplingParams(), apart)
-    found = set(np.asarray(tokens).tolist())
-    assert found == ({1, 7, 33, 39} if temperature else {max((1, 7, 33, 39), key=lambda i: LOGITS[i])})
+    settings = SamplingParams(temperature=temperature)
+    for apart in (None, _apart([settings] * rows)):
+        tokens, logprobs = drawn(logits, keys(rows), np.zeros(rows, np.int32), settings, apart, words)
+        found = set(np.asarray(tokens).tolist())
+        assert found == ({1, 7, 33, 39} if temperature else {max((1, 7, 33, 39), key=lambda i: LOGITS[i])})
+        among = np.where(permitted[0, :VOCAB], LOGITS, -np.inf) if apart is None else LOGITS
+        expected = scipy.special.log_softmax(np.float64(among))
+        np.testing.assert_allclose(logprobs, expected[tokens], atol=1e-5)

@@ -16,7 +16,10 @@ from ditto_jax.errors import ConfigError, JudgeUnavailableError
 from ditto_jax.evaluation.run import run_evaluation
 from ditto_jax.judge.config import PolicyConfig
 from ditto_jax.loop import train
+from ditto_jax.reply_form import ReplyForm
+from ditto_jax.rollouts.api_engine import form_fields
 from ditto_jax.rollouts.prompts import load_task
+from ditto_jax.tasks.sotopia.actions import KINDS, ActionReply
 from tests.judge.server import Behaviour, completion, fails, obliges, responds, says, serving
 from tests.tiny_run import run_config, story_task
 
@@ -150,3 +153,37 @@ def test_what_cannot_work_is_refused(tmp_path):
         PolicyConfig(kind="openai", model="small", temperature=0.5)
     with pytest.raises(ConfigError, match=r"policy\.model=None"):
         PolicyConfig(kind="openai")
+
+
+def held_config(url: str, output_dir: Path, **policy) -> RunConfig:
+    config = api_config(url, output_dir)
+    evaluation = dataclasses.replace(config.evaluation, constrained=True)
+    return dataclasses.replace(config, evaluation=evaluation, policy=dataclasses.replace(config.policy, **policy))
+
+
+def test_an_endpoint_is_told_the_form_of_each_reply_and_held_to_it(tmp_path):
+    with serving(gold_answers) as server:
+        row, _ = results(run_evaluation(held_config(server.base_url, tmp_path, regex="vllm"), []))
+        assert row["constrained"] and row["score"] == 1.0
+        patterns = [request["structured_outputs"]["regex"] for request in asked(server)]
+    assert patterns == ["[^<]*(<answer>(A|B)</answer>)"] * ITEMS
+    with serving(says("no idea")) as server:
+        row, _ = results(run_evaluation(held_config(server.base_url, tmp_path / "free", regex="sglang"), []))
+        assert {request["regex"] for request in asked(server)} == set(patterns)
+    assert row["outcomes"] == {"unparsable": ITEMS} and row["score"] is None
+
+
+def test_an_endpoint_that_takes_no_regular_expression_is_refused_before_it_is_asked(tmp_path):
+    with serving(gold_answers) as server:
+        with pytest.raises(ConfigError, match=r"policy.regex=refuse.*set policy.regex to vllm or sglang"):
+            run_evaluation(held_config(server.base_url, tmp_path), [])
+        assert not server.received
+
+
+def test_json_goes_as_a_schema_where_the_endpoint_knows_that():
+    form = ReplyForm(reply_model=ActionReply)
+    sent = form_fields(form, PolicyConfig(kind="openai", model="small"))["response_format"]["json_schema"]
+    assert sent["schema"]["properties"]["action_type"]["enum"] == [*KINDS] and sent["strict"]
+    assert not sent["schema"]["additionalProperties"]
+    with pytest.raises(ConfigError, match=r"policy.response_format=json_object"):
+        form_fields(form, PolicyConfig(kind="openai", model="small", response_format="json_object"))

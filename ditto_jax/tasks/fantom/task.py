@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ditto_jax.judge.fence import fence
+from ditto_jax.reply_form import ReplyForm, tagged, tagged_words
 from ditto_jax.tasks.answers import answer_text
 from ditto_jax.tasks.base import JudgeRequest, Ports, Scored, Source
-from ditto_jax.tasks.choice_task import lettered, no_answer_words
+from ditto_jax.tasks.choice_task import LETTERS, lettered, no_answer_words
 from ditto_jax.tasks.dialogue import cut_middle
 from ditto_jax.tasks.fantom import scoring
 from ditto_jax.tasks.fantom.files import FantomFiles
@@ -143,6 +144,16 @@ class Fantom(SoulTask[FantomOptions]):
             f"## Question\n{question_text(example)}",
         )
         return self.placed((Message("user", "\n\n".join(sections)),), feedback)
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns reasoning, then what the form of the question asks for in the tag."""
+        match example.payload["form"]:
+            case "choice":
+                return tagged(letter for letter, _ in zip(LETTERS, example.payload["options"], strict=False))
+            case "binary":
+                return tagged(("yes", "no"))
+            case _:
+                return tagged_words()
 
     def _context(self, example: Example) -> str:
         return cut_middle(str(example.payload["context"]), self.options.max_words)

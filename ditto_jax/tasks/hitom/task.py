@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ditto_jax.reply_form import ReplyForm, tagged, tagged_words
 from ditto_jax.tasks.answers import answer_letter, answer_text, plain_name
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.belief.oracle import HITOM
@@ -75,6 +76,15 @@ class HiToM(BeliefTask[HiToMOptions]):
         if self.options.prompt_style == "full":
             return f"{question}\n{choices}"
         return question if self.options.answer_format == "text" else f"{question}\n{choices}"
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns reasoning, then a letter or the words of an option in the tag; words of one's own where the prompt
+        lists no options.
+        """
+        options = _options_of(str(example.payload["choices"]))
+        if self.options.answer_format == "letter":
+            return tagged(options) if options else None
+        return tagged(options.values()) if options and self.options.prompt_style == "full" else tagged_words()
 
     def answered_container(self, example: Example, reply: str) -> str | None:
         options = _options_of(str(example.payload["choices"]))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ditto_jax.reply_form import ReplyForm, tagged, tagged_words
 from ditto_jax.tasks.answers import answer_text, named_candidates
 from ditto_jax.tasks.base import Source
 from ditto_jax.tasks.belief.oracle import TOMI
@@ -70,6 +71,11 @@ class ParaToMi(BeliefTask[ParaToMiOptions]):
             return question
         listed = ", ".join(candidates)
         return f"{question}\n{listed}" if self.options.prompt_style == "compact" else f"{question}\nOne of: {listed}"
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns reasoning, then a place in the tag: one of the candidates where the prompt lists them."""
+        candidates = example.payload.get("cands") or ()
+        return tagged(candidates) if self.options.list_candidates and candidates else tagged_words()
 
     def answered_container(self, example: Example, reply: str) -> str | None:
         """Returns the plain name of the one candidate that the answer tag names.

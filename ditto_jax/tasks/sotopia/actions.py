@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
+
+import pydantic
 
 from ditto_jax.tasks.answers import visible_text
 from ditto_jax.tasks.dialogue import cut_middle
@@ -19,6 +21,14 @@ KINDS = (SPEAK, GESTURE, ACT, LEAVE)
 _DECODER = json.JSONDecoder(strict=False)  # line breaks inside strings are common and harmless
 _MAX_STARTS = 100  # braces that are tried as the start of an object; bounds the work on hostile text
 _MAX_CHARACTERS = 50_000
+
+
+class ActionReply(pydantic.BaseModel):
+    """The JSON object that a reply should be."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    action_type: Literal["speak", "non-verbal communication", "action", "leave"]
+    argument: str
 
 
 @dataclasses.dataclass(frozen=True)

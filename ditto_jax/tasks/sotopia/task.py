@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 import pydantic
 
+from ditto_jax.reply_form import ReplyForm
 from ditto_jax.tasks.base import AuxiliaryFailure, JudgeRequest, Ports, Source
 from ditto_jax.tasks.dialogue import Voice, transcript
 from ditto_jax.tasks.leak import leak_rule
 from ditto_jax.tasks.option_checks import check_at_least, check_choice
 from ditto_jax.tasks.sotopia import scoring
-from ditto_jax.tasks.sotopia.actions import GESTURE, LEAVE, SPEAK, Action, heard, read_action
+from ditto_jax.tasks.sotopia.actions import GESTURE, LEAVE, SPEAK, Action, ActionReply, heard, read_action
 from ditto_jax.tasks.sotopia.coaching import brief_question, private_leak
 from ditto_jax.tasks.sotopia.files import read_sotopia
 from ditto_jax.tasks.sotopia.generator import STAND_INS, generate_sotopia
@@ -180,6 +181,10 @@ class Sotopia(SoulTask[SotopiaOptions]):
             "guided": float(feedback is not None),
         }
         return Conversation(own.chat, reply, tuple(turns), facts)
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        """Returns one action in JSON; whether it says anything is the policy's own affair."""
+        return ReplyForm(reply_model=ActionReply, thinks=self.options.thinking == "on")
 
     def scripted_reply(self, example: Example, role: str, chat: Chat, rng: random.Random) -> str | None:
         """Returns the partner's turn: by the facts of a generated scene, otherwise small talk that ends in leaving."""

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ditto_jax.reply_form import ReplyForm, tagged
 from ditto_jax.tasks.base import Source
-from ditto_jax.tasks.choice_task import ChoiceTask, lettered
+from ditto_jax.tasks.choice_task import LETTERS, ChoiceTask, lettered
 from ditto_jax.tasks.dialogue import cut_middle
 from ditto_jax.tasks.leak import reference_ngram
 from ditto_jax.tasks.option_checks import check_at_least
@@ -65,6 +66,10 @@ class TwinVoice(ChoiceTask[TwinVoiceOptions]):
 
     def prompt(self, example: Example) -> tuple[Message, ...]:
         return (Message("user", f"{_TASK}\n\n{self.question_text(example)}\n\n{_FORM}"),)
+
+    def reply_form(self, example: Example, role: str, turn: int) -> ReplyForm | None:
+        letters = (letter for letter, text in zip(LETTERS, example.payload["options"], strict=False) if text)
+        return tagged(letters, before="<reasoning>", after="</reasoning>")
 
     def question_text(self, example: Example) -> str:
         payload = example.payload
