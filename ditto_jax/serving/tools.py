@@ -16,6 +16,7 @@ from typing import Any
 from ditto_jax.serving.ask import AskError, Said
 from ditto_jax.types import Message
 
+_MARK = "<tool_call>"
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 _SYSTEM = """\
@@ -70,6 +71,11 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, tupl
 
     rest = _CALL.sub(take, text) if known else text
     return rest.strip() if calls else text, tuple(calls)
+
+
+def is_broken_call(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether a call stands in what `read_calls` left as text: cut off, no JSON, or of no known tool."""
+    return bool(tools) and _MARK in text
 
 
 def read_forced_call(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -144,9 +144,37 @@ def test_tools_are_told_called_and_answered():
     function = choice["message"]["tool_calls"][0]["function"]
     assert function["name"] == "look" and json.loads(function["arguments"]) == {"at": "bill"}
     assert backend.asks[0].tools[0]["function"]["name"] == "look"
-    other = call.replace("look", "delete")
-    response, _ = post(says(other), {**HELLO, "tools": [TOOL]})
-    assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("cut", ["of no known tool", "cut off", "no JSON"])
+def test_a_call_that_cannot_be_read_is_drawn_again_and_never_shown_as_speech(cut):
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    broken = {
+        "of no known tool": call.replace("look", "delete"),
+        "cut off": call[:-14],
+        "no JSON": call.replace(":", ""),
+    }
+    response, _ = post(says(f"Wait. {broken[cut]}", "I see."), {**HELLO, "tools": [TOOL]})
+    value = response.json()
+    assert value["choices"][0]["message"]["content"] == "I see." and value["ditto"]["faults"] == [["broken_call"]]
+    response, _ = post(says(f"Wait. {broken[cut]}"), HELLO)  # where there are no tools, it is text like any other
+    assert response.json()["choices"][0]["message"]["content"].startswith("Wait. <tool_call>")
+
+
+def test_a_required_call_that_was_cut_off_is_drawn_again():
+    body = {**HELLO, "tools": [TOOL], "tool_choice": "required"}
+    response, _ = post(says('{"name": "look", "arg', '{"name": "look", "arguments": {}}'), body)
+    value = response.json()
+    assert value["choices"][0]["finish_reason"] == "tool_calls" and value["ditto"]["faults"] == [["broken_call"]]
+
+
+def test_tau2_gets_a_message_or_a_call_and_others_may_get_both():
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    script, body = says(f"One moment. {call}", call), {**HELLO, "tools": [TOOL]}
+    value = post(script, {**body, "model": "ditto:tau2"})[0].json()
+    assert value["choices"][0]["message"]["content"] is None and value["ditto"]["faults"] == [["speech_and_call"]]
+    message = post(script, body)[0].json()["choices"][0]["message"]
+    assert message["content"] == "One moment." and len(message["tool_calls"]) == 1
 
 
 def test_a_required_tool_is_a_schema_of_the_reply():
