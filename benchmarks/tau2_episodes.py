@@ -127,8 +127,8 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def play(domain: str, count: int, seconds: float, options: argparse.Namespace) -> None:
-    """Plays the episodes of a domain that are not played yet, while there is time."""
+def play(domain: str, count: int, ends_at: float, options: argparse.Namespace) -> None:
+    """Plays the episodes of a domain that are not played yet; begins none after `ends_at`."""
     played, tallies = options.work / f"{domain}.jsonl", options.work / f"{domain}_servers.jsonl"
     done = {record["number"] for record in records(played)}
     missing = [episode for episode in episodes_of(domain, count) if episode["number"] not in done]
@@ -141,14 +141,12 @@ def play(domain: str, count: int, seconds: float, options: argparse.Namespace) -
             "base_url": f"{url}/v1",
             "max_tokens": _MAX_TOKENS[domain],
             "out": str(played),
-            "seconds": seconds,
+            "seconds": ends_at - time.monotonic(),
             "concurrency": options.concurrency,
             "episodes": missing,
         }
         try:
-            subprocess.run(
-                [options.tau2_python, str(_PLAYER), json.dumps(given)], stdout=subprocess.DEVNULL, check=True
-            )
+            player(options.tau2_python, given, stdout=subprocess.DEVNULL)
         finally:
             with tallies.open("a") as file:
                 file.write(json.dumps(httpx2.get(f"{url}/counters", timeout=60).json()) + "\n")
@@ -205,7 +203,7 @@ def main() -> None:
     ends_at = time.monotonic() + 60 * options.minutes
     found = {}
     for domain in options.domain or DOMAINS:
-        play(domain, options.episodes, ends_at - time.monotonic(), options)
+        play(domain, options.episodes, ends_at, options)
         file = options.work / domain
         found[domain] = summary(records(file.with_suffix(".jsonl")), records(options.work / f"{domain}_servers.jsonl"))
     results = {"machine": machine(), "versions": versions("jax", "llguidance"), "domains": found}
