@@ -42,7 +42,7 @@ _TEMPLATE = (
 
 
 def random_policy(folder: Path, texts: Sequence[str]) -> Path:
-    """Returns `folder` with a policy of a quarter of a million random weights, and a vocabulary learned from the texts."""
+    """Returns `folder` with a quarter of a million random weights, and a vocabulary learned from the texts."""
     import jax
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
