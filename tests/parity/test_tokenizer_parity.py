@@ -46,7 +46,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    return load_policy("tiny-tom", make_mesh(1, 1, 1))
+    return load_policy("tiny-tom", make_mesh(1, -1, 1))
 
 
 @pytest.fixture(scope="module")

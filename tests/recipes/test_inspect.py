@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import zlib
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def answers(ask):
 
 def test_soul_tasks_have_the_scores_of_our_own_evaluation_in_inspect(tmp_path, monkeypatch):
     monkeypatch.delenv("SOUL_DATA_DIR", raising=False)  # what tasks generate
-    names, limit = ("hitom", "paratomi", "userllm"), 6
+    names, limit = ("hitom", "paratomi", "userllm"), 8
     source = SourceConfig(kind="auto", split="test", limit=limit)
     with listening(ScriptedBackend(answers)) as url:
         base_url = f"{url}/v1"
@@ -123,10 +124,12 @@ def test_what_has_no_score_is_unscored_in_inspect(tmp_path, monkeypatch):
         monkeypatch.setenv("DITTO_API_KEY", "any")
         monkeypatch.setenv("DITTO_BASE_URL", f"{url}/v1")
         soul = from_file(f"{SOUL}:soul", "task", "a task of inspect", "inspect_soul.py:soul")
-        task = soul(tasks="userllm", limit=2, judge_model="ditto", judge_base_url=f"{url}/v1")
+        task = soul(tasks="userllm", limit=6, judge_model="ditto", judge_base_url=f"{url}/v1")
         model = get_model("openai-api/ditto/ditto", memoize=False)
         (log,) = inspect_eval(task, model=model, log_dir=str(tmp_path), display="none")
     assert log.status == "success"
     scores = [sample.scores["verdict"] for sample in log.samples]
-    assert [score.value != score.value for score in scores] == [True, True]  # NaN: left out of every mean
-    assert {score.reason for score in scores} == {"unparsable"}
+    by_rules = [score for score in scores if score.reason is None]
+    unscored = [score for score in scores if score.reason is not None]
+    assert len(by_rules) == 4 and all(score.value in (0.0, 1.0) for score in by_rules)
+    assert [(math.isnan(score.value), score.reason) for score in unscored] == [(True, "unparsable")] * 2

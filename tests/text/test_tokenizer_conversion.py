@@ -45,7 +45,8 @@ def converted(tokenizer: SentencePieceTokenizer, folder: Path) -> HuggingFaceTok
 
 def same(one: SentencePieceTokenizer, other: HuggingFaceTokenizer, text: str) -> None:
     ids = one.encode(text)
-    assert other.encode(text) == ids and other.decode(ids) == one.decode(ids)
+    assert other.encode(text) == ids
+    assert 0 in ids or other.decode(ids) == one.decode(ids)  # 0: unknown, which is told by a sign of its own
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,6 @@ def test_other_kinds_of_models_are_the_same_too(tmp_path):
         "words and spaces kept": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
         "normalised": {"normalization_rule_name": "nmt_nfkc"},
         "no space put in front": {"add_dummy_prefix": False, "normalization_rule_name": "identity"},
-        "unigram": {"model_type": "unigram", "vocab_size": 330, "normalization_rule_name": "identity"},
         "without bytes": {"byte_fallback": False, "vocab_size": 60, "control_symbols": []},
     }
     rng = random.Random(0)
@@ -105,9 +105,9 @@ def test_a_base_model_begins_its_texts_as_its_prompts_begin(tmp_path):
 
 
 def test_a_model_that_cannot_be_had_exactly_is_refused(tmp_path, monkeypatch):
-    words = trained(tmp_path / "words", model_type="word", byte_fallback=False, vocab_size=12)
-    with pytest.raises(ModelError, match=r"words.*cannot be written as tokenizer.json.*neither BPE nor unigram"):
-        write_huggingface_tokenizer(words, make_chat_format(words), tmp_path)
+    unigram = trained(tmp_path / "unigram", model_type="unigram", vocab_size=330)
+    with pytest.raises(ModelError, match=r"unigram.*cannot be written as tokenizer.json, for its model is not BPE"):
+        write_huggingface_tokenizer(unigram, make_chat_format(unigram), tmp_path)
     pieces = trained(tmp_path / "pieces")
     monkeypatch.setattr("ditto_jax.text.tokenizer_conversion._Model._merges", lambda model: iter(()))
     with pytest.raises(ModelError, match="would have the ids"):
