@@ -42,7 +42,7 @@ _TEMPLATE = (
 
 
 def random_policy(folder: Path, texts: Sequence[str]) -> Path:
-    """Returns `folder` with a quarter of a million random weights, and a vocabulary learned from the texts."""
+    """Returns `folder` with half a million random weights in one layer, and a vocabulary learned from the texts."""
     import jax
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -61,11 +61,11 @@ def random_policy(folder: Path, texts: Sequence[str]) -> Path:
     tokenizer.train_from_iterator(texts, trainer)
     config = ModelConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,
-        intermediate_size=176,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
+        hidden_size=128,
+        intermediate_size=512,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
         head_dim=16,
         max_position_embeddings=8192,
         bos_token_id=None,

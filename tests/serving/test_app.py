@@ -6,10 +6,15 @@ import asyncio
 import json
 import logging
 
+import numpy as np
 import pytest
 
+from ditto_jax.policy import find_policy
 from ditto_jax.serving.ask import BackendError, Piece
+from ditto_jax.serving.grammar import Grammars
 from ditto_jax.serving.jobs import House
+from ditto_jax.serving.tools import forced_schema
+from ditto_jax.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.serving.scripted import HELLO, ScriptedBackend, client_of, events_of, says, whole
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -182,6 +187,38 @@ def test_a_required_tool_is_a_schema_of_the_reply():
     response, backend = post(says(said), {**HELLO, "tools": [TOOL], "tool_choice": "required"})
     assert backend.asks[0].schema["anyOf"][0]["properties"]["name"] == {"const": "look"}
     assert response.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_required_call_obeys_what_the_schema_of_its_tool_refers_to():
+    pytest.importorskip("llguidance", reason="install the serve extra: pip install 'ditto-jax[serve]'")
+    mode = {"enum": ["4g", "5g"], "type": "string"}
+    parameters = {
+        "type": "object",
+        "properties": {"mode": {"$ref": "#/$defs/Mode"}, "older": {"items": {"$ref": "#/$defs/Mode"}, "type": "array"}},
+        "required": ["mode"],
+        "$defs": {"Mode": mode},
+    }
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("set/it", "look")]
+    schema = forced_schema(tools, "required")
+    tokenizer = load_tokenizer(find_policy("tiny-tom"))
+
+    def is_possible(said: str) -> bool:
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        mask = Grammars(tokenizer, tokenizer.vocab_size, [7, 2]).mask(schema)
+        spelled = {piece: token for token, piece in reversed(list(enumerate(tokenizer.piece_bytes())))}
+        for token in [spelled[bytes([byte])] for byte in said.encode()]:
+            words = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
+            mask.fill(words)
+            if not words[token // 32] >> (token % 32) & 1:
+                return False
+            mask.take(token)
+        return True
+
+    assert is_possible('{"name":"look","arguments":{"mode":"5g","older":["4g"]}}')
+    assert is_possible('{"name":"set/it","arguments":{"mode":"4g"}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"3g"}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"5g","older":["x"]}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"5g","loud":1}}')  # it declares no such argument
 
 
 @pytest.mark.parametrize(
