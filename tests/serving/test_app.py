@@ -201,17 +201,21 @@ def test_a_required_call_obeys_what_the_schema_of_its_tool_refers_to():
     tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("set/it", "look")]
     schema = forced_schema(tools, "required")
     tokenizer = load_tokenizer(find_policy("tiny-tom"))
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    pieces = tokenizer.piece_bytes()
 
     def is_possible(said: str) -> bool:
-        assert isinstance(tokenizer, SentencePieceTokenizer)
-        mask = Grammars(tokenizer, tokenizer.vocab_size, [7, 2]).mask(schema)
-        spelled = {piece: token for token, piece in reversed(list(enumerate(tokenizer.piece_bytes())))}
-        for token in [spelled[bytes([byte])] for byte in said.encode()]:
-            words = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
+        mask, rest = Grammars(tokenizer, len(pieces), [7, 2]).mask(schema), said.encode()
+        while rest:
+            words = np.zeros(-(-len(pieces) // 32), np.int32)
             mask.fill(words)
-            if not words[token // 32] >> (token % 32) & 1:
+            fits = [i for i, piece in enumerate(pieces) if piece and rest.startswith(piece)]
+            fits = [i for i in fits if words[i // 32] >> (i % 32) & 1]
+            if not fits:
                 return False
-            mask.take(token)
+            longest = max(fits, key=lambda i: len(pieces[i]))
+            mask.take(longest)
+            rest = rest[len(pieces[longest]) :]
         return True
 
     assert is_possible('{"name":"look","arguments":{"mode":"5g","older":["4g"]}}')
