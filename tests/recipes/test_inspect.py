@@ -73,7 +73,8 @@ def answers(ask):
     number = zlib.crc32(ask.chat[-1].content.encode())
     if ask.schema is not None:
         verdict = ("REFUSED", "ACCEPTED")[number % 2]
-        return [whole(json.dumps({"reasoning": "so", "human": number % 11 / 10, "verdict": verdict}))]
+        said = {"reasoning": "so", "human": number % 11 / 10, "verdict": verdict, "feedback": "more"}
+        return [whole(json.dumps(said))]
     return [whole(REPLIES[number % len(REPLIES)])]
 
 
