@@ -15,6 +15,7 @@ from ditto_jax.config import EvalConfig, SourceConfig, TaskConfig
 from ditto_jax.evaluation.run import run_evaluation
 from ditto_jax.judge.config import JudgeConfig, PolicyConfig
 from ditto_jax.own_code import from_file
+from ditto_jax.rollouts.prompts import load_task
 from tests.serving.scripted import ScriptedBackend, listening, says, whole
 from tests.tiny_run import run_config
 
@@ -59,18 +60,21 @@ def test_the_simulator_answers_as_a_model_of_inspect(monkeypatch):
 
 
 SOUL = Path(__file__).resolve().parents[2] / "docs" / "examples" / "inspect_soul.py"
-REPLIES = (
-    "<answer>A</answer>",
-    "<answer>B</answer>",
-    "<answer>C</answer>",
-    "I do not know",
-    "could you say it shorter?",
-)
+REPLIES = ("<answer>A</answer>", "I do not know", "could you say it shorter?")
 
 
-def answers(ask):
-    """A reply that depends on the chat alone; of a judge, which asks for JSON, a verdict."""
-    number = zlib.crc32(ask.chat[-1].content.encode())
+def worked(name, source):
+    """The task's own worked replies, by the question."""
+    loaded = load_task(TaskConfig(name, source=source))
+    return {loaded.task.opening(one)[-1].content: loaded.task.demonstration(one) for one in loaded.examples}
+
+
+def answers(ask, known=None):
+    """A reply that depends on the chat alone, every other time one that is known; of a judge, a verdict as JSON."""
+    asked = ask.chat[-1].content
+    number = zlib.crc32(asked.encode())
+    if known and asked in known and number % 2:
+        return [whole(known[asked])]
     if ask.schema is not None:
         verdict = ("REFUSED", "ACCEPTED")[number % 2]
         said = {"reasoning": "so", "human": number % 11 / 10, "verdict": verdict, "feedback": "more"}
@@ -82,7 +86,8 @@ def test_soul_tasks_have_the_scores_of_our_own_evaluation_in_inspect(tmp_path, m
     monkeypatch.delenv("SOUL_DATA_DIR", raising=False)  # what tasks generate
     names, limit = ("hitom", "paratomi", "userllm"), 8
     source = SourceConfig(kind="auto", split="test", limit=limit)
-    with listening(ScriptedBackend(answers)) as url:
+    known = worked("hitom", source) | worked("paratomi", source)
+    with listening(ScriptedBackend(lambda ask: answers(ask, known))) as url:
         base_url = f"{url}/v1"
         endpoint = {"kind": "openai", "model": "ditto", "base_url": base_url}
         config = run_config(
@@ -108,7 +113,8 @@ def test_soul_tasks_have_the_scores_of_our_own_evaluation_in_inspect(tmp_path, m
         lines = (ours / "eval" / name / "samples_000000.jsonl").read_text().splitlines()
         expected |= {f"{name}/{row['id']}": row["score"] for row in map(json.loads, lines)}
     assert found == pytest.approx(expected) and len(found) == 3 * limit
-    assert len(set(found.values())) > 3, "equal scores would agree with anything"
+    for name in ("hitom", "paratomi"):  # equal scores would agree with anything
+        assert {score for item, score in found.items() if item.startswith(name)} == {0.0, 1.0}
     metrics = {one.name: one.metrics for one in log.results.scores}
     for name in names:
         own = [score for item, score in expected.items() if item.startswith(name)]
