@@ -22,6 +22,9 @@ from tests.tiny_run import run_config
 pytest.importorskip("inspect_ai", reason="install the recipes extra: pip install 'ditto-jax[recipes]'")
 pytest.importorskip("openai", reason="install the recipes extra: pip install 'ditto-jax[recipes]'")
 
+# inspect imports this in the middle of an evaluation and parses its classes' sources; CPython 3.11 may fail there with
+# "AST constructor recursion depth mismatch" while another thread, here the server's, is at work.
+import acp.schema  # noqa: F401
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import (
     ChatMessageAssistant,
