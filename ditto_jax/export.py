@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from ditto_jax.errors import ConfigError, RunDirectoryError
 from ditto_jax.export_card import CARD, GENERATION, Exported, card, generation_config
 from ditto_jax.policy import Policy, load_policy
 from ditto_jax.runs.run_dir import RunDirectory
+from ditto_jax.text.tokenizer import SentencePieceTokenizer
+from ditto_jax.text.tokenizer_conversion import write_huggingface_tokenizer
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from model.errors import WeightsError
 from model.families import FAMILIES
@@ -58,8 +61,9 @@ def export_run(config: ExportConfig) -> tuple[Path, str]:
     transformers, or PEFT.
 
     Raises ConfigError (no run; adapters of a run that trained none; a graft where no larger model was),
-    MissingInputError (no checkpoint), RunDirectoryError (it cannot be written, or reads back otherwise). Merging
-    adapters into a base in 8 bits yields the weights that the run computed with, no longer in 8 bits.
+    MissingInputError (no checkpoint), RunDirectoryError (it cannot be written, or reads back otherwise), ModelError (a
+    SentencePiece model whose ids other libraries would not give). Merging adapters into a base in 8 bits yields the
+    weights that the run computed with, no longer in 8 bits.
     """
     run = training_run(config.run)
     if run is None:
@@ -103,7 +107,10 @@ def _write(
         shutil.copyfile(scratch / CARD, folder / CARD)
         return folder, reader
     (scratch / GENERATION).write_text(generation_config(policy, run), encoding="utf-8")
-    extra = [*scratch.iterdir(), *_other_files(policy, apart)]
+    if isinstance(policy.tokenizer, SentencePieceTokenizer):
+        write_huggingface_tokenizer(policy.tokenizer, policy.chat_format, scratch)
+    own = list(scratch.iterdir())
+    extra = [*own, *_other_files(policy, apart, {path.name for path in own})]
     if lora is None or not apart:
         whole = _merged(weights, trained)
         return folder, save_params(folder, policy.config, whole, dtype=config.dtype, extra_files=extra)
@@ -144,10 +151,11 @@ def _check_adapter(folder: Path, policy: Policy, weights: Weights, trained: Any,
         )
 
 
-def _other_files(policy: Policy, tokenizer_only: bool) -> list[Path]:
-    """The base's files that an export keeps: its tokenizer, and for a whole model whatever else is no weights."""
+def _other_files(policy: Policy, tokenizer_only: bool, own: Collection[str]) -> list[Path]:
+    """The base's files that an export keeps: its tokenizer, and for a whole model whatever else is no weights. own:
+    names of files that the export has written itself.
+    """
     files = policy.tokenizer.files if tokenizer_only else policy.folder.iterdir()
-    own = (CARD, GENERATION)
     return [path for path in files if path.is_file() and path.name not in own and not _is_weights(path)]
 
 

@@ -20,7 +20,9 @@ from ditto_jax.loop import train
 from ditto_jax.policy import load_policy
 from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.setup import assemble
-from ditto_jax.text.tokenizer import load_tokenizer
+from ditto_jax.text.chat import make_chat_format
+from ditto_jax.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from ditto_jax.types import Message
 from ditto_jax.weights import Weights, on_base_of, trained_params, training_run
 from launch.cli import main
 from model import llama
@@ -81,7 +83,10 @@ def test_a_whole_model_computes_what_the_run_computed(name, request, tmp_path, c
     assert "ditto-jax train --config tiny.yaml" in card and "| scored by |" in card
     drawn = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert drawn["do_sample"] and set(drawn["eos_token_id"]) == set(load_config(tmp_path / "model").eos_token_ids)
-    assert load_tokenizer(tmp_path / "model").encode("Anne") == load_tokenizer(run_base(run)).encode("Anne")
+    mine, theirs = load_tokenizer(run_base(run)), load_tokenizer(tmp_path / "model")
+    assert isinstance(theirs, HuggingFaceTokenizer) and theirs.encode("Anne") == mine.encode("Anne")
+    chat = [Message("user", " Where is  the <answer>ball?")]
+    assert make_chat_format(theirs).open(chat) == make_chat_format(mine).open(chat)
 
 
 def run_base(run: RunDirectory) -> str:
@@ -99,7 +104,7 @@ def test_adapters_come_out_as_the_checkpoint_holds_them_and_a_new_run_begins_wit
     found, lora = load_adapter(folder, policy.config)
     assert lora == LORA
     assert "rank 4, alpha 8.0" in (folder / "README.md").read_text()
-    assert {"generation_config.json", "tokenizer.model"} <= {path.name for path in folder.iterdir()}
+    assert {"generation_config.json", "tokenizer.model", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     config = run_config(policy_folder, tmp_path, lora=LORA, quantization="int8", adapter_name_or_path=str(folder))
     parts = assemble(config)
     weights = Weights(config, parts.policy, parts.mesh)

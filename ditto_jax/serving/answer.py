@@ -14,7 +14,7 @@ from typing import Any
 from ditto_jax.serving.ask import Ask, Backend, BackendError, Piece, TokenScore
 from ditto_jax.serving.guard import Fault, GuardCounters, inspect, is_visible
 from ditto_jax.serving.simulator import Preset, hear
-from ditto_jax.serving.tools import read_calls, read_forced_call
+from ditto_jax.serving.tools import is_broken_call, read_calls, read_forced_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,13 @@ def read(whole: Piece, ask: Ask, reading: Reading) -> Answer | Fault:
     spoken = inspect(text)
     if spoken.fault is not None:
         return spoken.fault
+    if (reading.forced and not calls) or is_broken_call(spoken.text, ask.tools):
+        return Fault.BROKEN_CALL
     heard = hear(spoken.text, whole.end_mark, reading.preset, reading.end_token)
     if not calls and not is_visible(heard.text):
         return Fault.EMPTY
+    if calls and heard.text and reading.preset.calls_alone:
+        return Fault.SPEECH_AND_CALL
     reasoning = "\n".join(filter(None, (whole.reasoning, spoken.reasoning)))
     return Answer(heard.text, ended=heard.ended, reasoning=reasoning, **rest)
 

@@ -33,6 +33,8 @@ class Fault(enum.StrEnum):
     THINKING = "thinking"  # thoughts stand where speech should
     TURN_MARK = "turn_mark"  # markers of turns, written out
     OTHER_SPEAKER = "other_speaker"  # it speaks as the other side
+    BROKEN_CALL = "broken_call"  # a tool call that cannot be read, where speech should be
+    SPEECH_AND_CALL = "speech_and_call"  # both at once, for callers that take one of them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Preset:
     prompts: the simulator's own turns are "assistant" here → the chat for the model. convention: which roles clients
     use unless they say otherwise. speaker: the role whose turns the model was trained to write. end_marks: texts by
     which the model ends a conversation; they are taken out of what it says, except `kept_marks`, which callers of this
-    preset look for. end_text: what stands in place of a reply that only ended the conversation.
+    preset look for. calls_alone: its callers take a message or tool calls, never both.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Preset:
     speaker: Literal["assistant", "user"] = "assistant"
     end_marks: tuple[str, ...] = ()
     kept_marks: tuple[str, ...] = ()
+    calls_alone: bool = False
 
 
 def chat_for_model(
@@ -177,7 +178,7 @@ def _presets() -> Mapping[str, Preset]:
         Preset("userllm", "the user of an AI assistant, turn by turn", _userllm, end_marks=(END,)),
         Preset("mirrorbench", "the user of an AI assistant, as a chat", _mirrorbench, end_marks=(END,)),
         Preset("sotopia", "one side of a social scene", _sotopia, _sotopia_hears),
-        Preset("tau2", "a tau2-bench user simulator", _as_sent, end_marks=tau2, kept_marks=tau2),
+        Preset("tau2", "a tau2-bench user simulator", _as_sent, end_marks=tau2, kept_marks=tau2, calls_alone=True),
         Preset("ditto-8b", "the published Ditto-8B: a chat model that plays the assistant's turns", _as_sent),
         Preset("osim-8b", "the published OSim-8B: a chat model that plays the assistant's turns", _as_sent),
         Preset(

@@ -16,6 +16,7 @@ from typing import Any
 from ditto_jax.serving.ask import AskError, Said
 from ditto_jax.types import Message
 
+_MARK = "<tool_call>"
 _CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 _SYSTEM = """\
@@ -72,6 +73,11 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, tupl
     return rest.strip() if calls else text, tuple(calls)
 
 
+def is_broken_call(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether a call stands in what `read_calls` left as text: cut off, no JSON, or of no known tool."""
+    return bool(tools) and _MARK in text
+
+
 def read_forced_call(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """Returns the call that a reply made under `forced_schema` is, none if it was cut off."""
     call = _call(text, {tool["function"]["name"] for tool in tools})
@@ -88,17 +94,46 @@ def forced_schema(tools: Sequence[Mapping[str, Any]], choice: Any) -> Mapping[st
     chosen = [tool for tool in tools if named in (None, tool["function"]["name"])]
     if choice != "required" and (named is None or not chosen):
         raise AskError("tool_choice: give auto, none, required, or the name of one of the tools", "tool_choice")
-    return {"anyOf": [_schema_of(tool["function"]) for tool in chosen]}
+    functions = [tool["function"] for tool in chosen]
+    return {
+        "anyOf": [_schema_of(function) for function in functions],
+        "$defs": {function["name"]: _parameters(function) for function in functions},
+    }
 
 
 def _schema_of(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = function.get("parameters") or {"type": "object"}
     return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+        "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": _place(function)}},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _place(function: Mapping[str, Any]) -> str:
+    """Where the schema of a function's arguments stands in that of the reply, as a JSON pointer."""
+    return "#/$defs/" + function["name"].replace("~", "~0").replace("/", "~1")
+
+
+def _parameters(function: Mapping[str, Any]) -> Any:
+    """The schema of a function's arguments, what it refers to in itself found where it stands now.
+
+    Arguments that a function does not declare would be allowed by most schemas as they are sent, and refused by it.
+    """
+
+    def moved(part: Any) -> Any:
+        if isinstance(part, list):
+            return [moved(one) for one in part]
+        if not isinstance(part, Mapping):
+            return part
+        found = {name: moved(value) for name, value in part.items()}
+        if isinstance(found.get("$ref"), str) and found["$ref"].startswith("#"):
+            found["$ref"] = _place(function) + found["$ref"][1:]
+        return found
+
+    parameters = moved(function.get("parameters") or {"type": "object"})
+    is_list_of_arguments = "properties" in parameters and not {"allOf", "anyOf", "oneOf", "$ref"} & set(parameters)
+    return {"additionalProperties": False, **parameters} if is_list_of_arguments else parameters
 
 
 def _call(text: str, known: set[str]) -> Mapping[str, Any] | None:

@@ -136,7 +136,7 @@ class TemplateChat:
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
         self._tokenizer = tokenizer
-        self._specials = re.compile("|".join(map(re.escape, tokenizer.special_tokens)) or "(?!)")
+        self._specials = re.compile(f"({'|'.join(map(re.escape, tokenizer.special_tokens)) or '(?!)'})")
         template = str(tokenizer.backend.get_chat_template())
         self._options = {name: value for name, value in _TEMPLATE_OPTIONS.items() if name in template}
         self._end = self._end_of_turn()
@@ -202,11 +202,16 @@ class TemplateChat:
         return self._specials.sub(lambda found: f"\ue000{found.group().encode().hex()}\ue001", content)
 
     def _encode(self, rendered: str) -> list[int]:
-        ids = []
-        for i, part in enumerate(_REFERENCE.split(rendered)):
-            is_reference = i % 2 == 1
-            ids += self._tokenizer.encode(_dereference(part)) if is_reference else self._tokenizer.encode_rendered(part)
-        return ids
+        """The ids of a rendered chat; text with a reference in it is encoded as a whole, not in pieces."""
+        ids, plain = [], ""
+        for part in self._specials.split(rendered):
+            if _REFERENCE.search(part):
+                text = _REFERENCE.sub(lambda found: _dereference(found[1]), part)
+                ids += [*self._tokenizer.encode_rendered(plain), *self._tokenizer.encode(text)]
+                plain = ""
+            else:
+                plain += part
+        return [*ids, *self._tokenizer.encode_rendered(plain)]
 
 
 def make_chat_format(tokenizer: Tokenizer) -> ChatFormat:

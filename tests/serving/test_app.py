@@ -6,10 +6,15 @@ import asyncio
 import json
 import logging
 
+import numpy as np
 import pytest
 
+from ditto_jax.policy import find_policy
 from ditto_jax.serving.ask import BackendError, Piece
+from ditto_jax.serving.grammar import Grammars
 from ditto_jax.serving.jobs import House
+from ditto_jax.serving.tools import forced_schema
+from ditto_jax.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.serving.scripted import HELLO, ScriptedBackend, client_of, events_of, says, whole
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -144,9 +149,37 @@ def test_tools_are_told_called_and_answered():
     function = choice["message"]["tool_calls"][0]["function"]
     assert function["name"] == "look" and json.loads(function["arguments"]) == {"at": "bill"}
     assert backend.asks[0].tools[0]["function"]["name"] == "look"
-    other = call.replace("look", "delete")
-    response, _ = post(says(other), {**HELLO, "tools": [TOOL]})
-    assert response.json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("cut", ["of no known tool", "cut off", "no JSON"])
+def test_a_call_that_cannot_be_read_is_drawn_again_and_never_shown_as_speech(cut):
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    broken = {
+        "of no known tool": call.replace("look", "delete"),
+        "cut off": call[:-14],
+        "no JSON": call.replace(":", ""),
+    }
+    response, _ = post(says(f"Wait. {broken[cut]}", "I see."), {**HELLO, "tools": [TOOL]})
+    value = response.json()
+    assert value["choices"][0]["message"]["content"] == "I see." and value["ditto"]["faults"] == [["broken_call"]]
+    response, _ = post(says(f"Wait. {broken[cut]}"), HELLO)  # where there are no tools, it is text like any other
+    assert response.json()["choices"][0]["message"]["content"].startswith("Wait. <tool_call>")
+
+
+def test_a_required_call_that_was_cut_off_is_drawn_again():
+    body = {**HELLO, "tools": [TOOL], "tool_choice": "required"}
+    response, _ = post(says('{"name": "look", "arg', '{"name": "look", "arguments": {}}'), body)
+    value = response.json()
+    assert value["choices"][0]["finish_reason"] == "tool_calls" and value["ditto"]["faults"] == [["broken_call"]]
+
+
+def test_tau2_gets_a_message_or_a_call_and_others_may_get_both():
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    script, body = says(f"One moment. {call}", call), {**HELLO, "tools": [TOOL]}
+    value = post(script, {**body, "model": "ditto:tau2"})[0].json()
+    assert value["choices"][0]["message"]["content"] is None and value["ditto"]["faults"] == [["speech_and_call"]]
+    message = post(script, body)[0].json()["choices"][0]["message"]
+    assert message["content"] == "One moment." and len(message["tool_calls"]) == 1
 
 
 def test_a_required_tool_is_a_schema_of_the_reply():
@@ -154,6 +187,42 @@ def test_a_required_tool_is_a_schema_of_the_reply():
     response, backend = post(says(said), {**HELLO, "tools": [TOOL], "tool_choice": "required"})
     assert backend.asks[0].schema["anyOf"][0]["properties"]["name"] == {"const": "look"}
     assert response.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_required_call_obeys_what_the_schema_of_its_tool_refers_to():
+    pytest.importorskip("llguidance", reason="install the serve extra: pip install 'ditto-jax[serve]'")
+    mode = {"enum": ["4g", "5g"], "type": "string"}
+    parameters = {
+        "type": "object",
+        "properties": {"mode": {"$ref": "#/$defs/Mode"}, "older": {"items": {"$ref": "#/$defs/Mode"}, "type": "array"}},
+        "required": ["mode"],
+        "$defs": {"Mode": mode},
+    }
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("set/it", "look")]
+    schema = forced_schema(tools, "required")
+    tokenizer = load_tokenizer(find_policy("tiny-tom"))
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    pieces = tokenizer.piece_bytes()
+
+    def is_possible(said: str) -> bool:
+        mask, rest = Grammars(tokenizer, len(pieces), [7, 2]).mask(schema), said.encode()
+        while rest:
+            words = np.zeros(-(-len(pieces) // 32), np.int32)
+            mask.fill(words)
+            fits = [i for i, piece in enumerate(pieces) if piece and rest.startswith(piece)]
+            fits = [i for i in fits if words[i // 32] >> (i % 32) & 1]
+            if not fits:
+                return False
+            longest = max(fits, key=lambda i: len(pieces[i]))
+            mask.take(longest)
+            rest = rest[len(pieces[longest]) :]
+        return True
+
+    assert is_possible('{"name":"look","arguments":{"mode":"5g","older":["4g"]}}')
+    assert is_possible('{"name":"set/it","arguments":{"mode":"4g"}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"3g"}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"5g","older":["x"]}}')
+    assert not is_possible('{"name":"look","arguments":{"mode":"5g","loud":1}}')  # it declares no such argument
 
 
 @pytest.mark.parametrize(
