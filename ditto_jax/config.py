@@ -102,15 +102,11 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the device mesh; one may be -1 and takes the devices that are left.
-
-    judging: which of several processes ask judges and partners: all, each for its share of the prompts, or the leader.
-    """
+    """Sizes of the device mesh; one may be -1 and takes the devices that are left."""
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    judging: Literal["all", "leader"] = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +216,8 @@ class RunConfig:
     of a frozen base in 8 bits, those of the layers (int8) or all (int8_all). attention: the kernel of training, scoring
     and prefill (docs/models.md); auto takes that of the device. lora: train adapters and leave the base
     as it is; without it, or with rank 0, all parameters are trained. adapter_name_or_path: PEFT folder with adapters to
-    begin with, or to evaluate. policy: an endpoint to evaluate in the place of model_name_or_path.
+    begin with, or to evaluate. policy: an endpoint to evaluate in the place of model_name_or_path. judging: which of
+    several processes ask judges and partners: all, each for its share of the prompts, or the leader.
     """
 
     model_name_or_path: str = ""
@@ -247,6 +244,7 @@ class RunConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    judging: Literal["all", "leader"] = "all"
     evaluation: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     save_steps: int = 50
     save_total_limit: int = 2

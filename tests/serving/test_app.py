@@ -11,9 +11,9 @@ import pytest
 
 from ditto_jax.policy import find_policy
 from ditto_jax.serving.ask import BackendError, Piece
-from ditto_jax.serving.grammar import Grammars
 from ditto_jax.serving.jobs import House
 from ditto_jax.serving.tools import forced_schema
+from ditto_jax.text.grammar import Grammars
 from ditto_jax.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.serving.scripted import HELLO, ScriptedBackend, client_of, events_of, says, whole
 
@@ -205,7 +205,7 @@ def test_a_required_call_obeys_what_the_schema_of_its_tool_refers_to():
     pieces = tokenizer.piece_bytes()
 
     def is_possible(said: str) -> bool:
-        mask, rest = Grammars(tokenizer, len(pieces), [7, 2]).mask(schema), said.encode()
+        mask, rest = Grammars(tokenizer, len(pieces), [7, 2]).json(schema), said.encode()
         while rest:
             words = np.zeros(-(-len(pieces) // 32), np.int32)
             mask.fill(words)

@@ -119,10 +119,10 @@ def test_replies_of_a_converted_tokenizer_can_be_held_to_a_schema(pair):
     pytest.importorskip("llguidance", reason="install the serve extra: pip install 'ditto-jax[serve]'")
     import numpy as np
 
-    from ditto_jax.serving.grammar import Grammars
+    from ditto_jax.text.grammar import Grammars
 
     tokenizer = pair[1]
-    mask = Grammars(tokenizer, tokenizer.vocab_size, [7, 2]).mask({"enum": ["###STOP###"]})
+    mask = Grammars(tokenizer, tokenizer.vocab_size, [7, 2]).json({"enum": ["###STOP###"]})
     rng, ids, done = random.Random(1), [], False
     while not done and len(ids) < 40:
         words = np.zeros(-(-tokenizer.vocab_size // 32), np.int32)
