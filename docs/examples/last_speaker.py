@@ -6,7 +6,6 @@ import dataclasses
 import random
 
 from ditto_jax.judge.fence import FENCE_NOTE, fence
-from ditto_jax.reply_form import ReplyForm
 from ditto_jax.rollouts.feedback import with_feedback
 from ditto_jax.tasks.answers import visible_text
 from ditto_jax.tasks.base import FeedbackReply, JudgeRequest, Task
@@ -39,10 +38,6 @@ class LastSpeaker(Task[Options]):
     def opening(self, example, feedback=None):
         chat = (Message("user", f"{example.payload['chat']}\nWho spoke last?"),)
         return chat if feedback is None else with_feedback(chat, feedback, "end_of_user")
-
-    def reply_form(self, example, role, turn):
-        heard = (name for name in example.payload["names"] if name in example.payload["chat"])
-        return ReplyForm(regex="|".join(heard))
 
     async def episode(self, example, ports, feedback=None):
         chat = self.opening(example, feedback)

@@ -246,9 +246,9 @@ def test_a_sequence_that_the_same_weights_have_read_is_not_read_again():
     passes, calls = scoring(wanted), []
     program = passes.score
 
-    def counted(weights, batch):
+    def counted(weights, batch, masks):
         calls.append(int(np.asarray(batch.row_valid).sum()))
-        return program(weights, batch)
+        return program(weights, batch, masks)
 
     passes.score = counted
     members = list(by_prompt(both).values())
@@ -282,7 +282,7 @@ def largest_misalignment(broken: Callable[[TrainBatch], TrainBatch] | None = Non
     passes = scoring(objective())
     if broken is not None:
         program = passes._score_at
-        passes._score_at = lambda weights, batch: program(weights, broken(jax.device_get(batch)))
+        passes._score_at = lambda weights, batch, masks: program(weights, broken(jax.device_get(batch)), masks)
     weights = PassWeights(params(), other_params(1))
     taught, _ = passes.fill(views, twins, [members], np.ones(len(views), bool), weights)
     worst = 0.0
