@@ -96,7 +96,7 @@ def train(config: RunConfig, command: list[str], objective: Objective | None = N
     require_trackers(config.report_to)
     with contextlib.ExitStack() as held:
         post = held.enter_context(opened_post(team.number, team.count, config.judging == "leader"))
-        stream, absent = training_stream(config)
+        stream, absent = team.agree(lambda: training_stream(config))
         lacking = memory_warning(config, jax.local_devices()[0], jax.device_count(), kernel_of_device())
         if lacking and team.leads:
             logger.warning("%s", lacking)

@@ -3,7 +3,7 @@
 rollout → **its owner asks, the others wait** → the same verdict, words or reply everywhere
 
 So a judge that is down on one host costs the samples that this host asks about, and every process counts them alike.
-Who owns a sample is told by its prompt. Knows neither devices nor networks: values go through a post.
+Who owns a sample is told by its prompt. Knows neither devices nor networks: values go through a `Post`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -19,6 +19,7 @@ from ditto_jax.errors import error_named
 from ditto_jax.judge.base import GroupJudge, Judge
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
+from ditto_jax.team.post import Post
 from ditto_jax.types import Chat, Conversation, Example, Feedback, Outcome, Reply, Verdict
 
 ValueT = TypeVar("ValueT")
@@ -26,16 +27,6 @@ ValueT = TypeVar("ValueT")
 _VERDICT = pydantic.TypeAdapter(Verdict)
 _FEEDBACK = pydantic.TypeAdapter(Feedback)
 _REPLY = pydantic.TypeAdapter(Reply)
-
-
-class Post(Protocol):
-    """How processes tell each other (`ditto_jax/team/post.py`)."""
-
-    def is_mine(self, key: SampleId) -> bool: ...
-
-    def send(self, name: str, value: Any) -> None: ...
-
-    async def receive(self, name: str) -> Any: ...
 
 
 class DividedJudge:

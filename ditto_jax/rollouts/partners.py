@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ditto_jax.errors import ConfigError, JudgeUnavailableError
 from ditto_jax.judge.cache import CallName
 from ditto_jax.judge.config import FEEDBACK_ROLE, PartnerConfig, RoleConfig
-from ditto_jax.judge.division import DividedPort, Post
+from ditto_jax.judge.division import DividedPort
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.words import call_rng
 from ditto_jax.keys import SampleId
 from ditto_jax.tasks.base import AuxiliaryFailure, FeedbackReply, ReplyPort, Task
+from ditto_jax.team.post import Post
 from ditto_jax.types import Chat, Example, FinishReason, Outcome, Reply
 
 if TYPE_CHECKING:
