@@ -36,7 +36,7 @@ Lower what a step holds at once, in this order:
   --rollout.max_completion_length, --train.prefix, --train.suffix  down  shorter rows
   --dtype bfloat16              half the memory for activations and the cache
 or spread the parameters over more devices: --mesh.fsdp or --mesh.tensor up.
-`ditto-jax plan --topology` computes which of these is enough before a run is started."""
+`ditto-jax plan` computes which of these is enough before a run is started."""
 
 
 def guarded(run: Callable[[], int]) -> int:
