@@ -49,7 +49,7 @@ def step_config(mesh: dict[str, int], lora: bool = True, **changes: Any) -> Any:
         rollout=RolloutConfig(prompts_per_step=16, num_generations=8),
         sampler=SamplerShapes(max_rows=16),
         train=TrainConfig(**{**train, **own}),
-        mesh=MeshConfig(**mesh),
+        mesh=MeshConfig(mesh["data"], mesh["fsdp"], mesh["tensor"]),
         **changes,
     )
 
@@ -177,7 +177,7 @@ def recorded() -> Iterator[tuple[str, str, Case, dict[str, float]]]:
                 logprob_chunk=512 if quantised else 4096,
             ),
             objective=ObjectiveConfig(name="grpo"),
-            mesh=MeshConfig(**mesh),
+            mesh=MeshConfig(mesh["data"], mesh["fsdp"], mesh["tensor"]),
         )
         size = presets.QWEN3_1_7B if "1.7b" in target else presets.QWEN3_8B
         kernel = "splash" if target.endswith("-splash") else ""
