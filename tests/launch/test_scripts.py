@@ -20,11 +20,15 @@ from launch.targets.job import Job
 from launch.targets.render import Rendering, render
 
 # Says what it was given, then runs until SIGTERM, upon which it saves, or ends as the file `end` beside it says.
-_PROGRAM = """\
+_READY = """\
 trap 'echo saved; exit 75' TERM
 echo "ready $* ${JAX_PROCESS_ID:-alone} ${JAX_NUM_PROCESSES:-} ${JAX_COORDINATOR_ADDRESS:-}"
+touch "${0%/*}/ready"
+"""
+_PROGRAM = f"""\
+{_READY}\
 for ((turn = 0; turn < 600; turn++)); do
-  if [[ -f "${0%/*}/end" ]]; then exit "$(cat "${0%/*}/end")"; fi
+  if [[ -f "${{0%/*}}/end" ]]; then exit "$(cat "${{0%/*}}/end")"; fi
   sleep 0.05
 done
 """
@@ -89,6 +93,19 @@ def test_a_worker_passes_sigterm_on_and_keeps_the_exit_code(tmp_path):
     assert (folder / "exit_code").read_text() == "75\n"
 
 
+def test_a_stop_that_comes_before_the_process_waits_for_it(tmp_path):
+    rendered(TPU, tmp_path)
+    with (
+        subprocess.Popen(["sleep", "60"]) as process,
+        subprocess.Popen(["bash", tmp_path / "stop.sh"]) as stop,
+    ):
+        with pytest.raises(subprocess.TimeoutExpired):
+            stop.wait(0.3)
+        (tmp_path / "pid").write_text(f"{process.pid}\n")
+        assert stop.wait(30) == 0
+        assert process.wait(30) == -signal.SIGTERM
+
+
 def test_hosts_over_ssh_are_installed_started_and_stopped_together(tmp_path, programs, monkeypatch):
     """The second host's program fails; the first one is told to stop, and saves."""
     homes = tmp_path / "homes"
@@ -107,7 +124,9 @@ def test_hosts_over_ssh_are_installed_started_and_stopped_together(tmp_path, pro
     (install_command,) = made.first
     subprocess.run(["bash", tmp_path / "files" / install_command[1]], check=True)
     assert (homes / "second" / "ditto-jobs" / "job" / "run.yaml").read_text() == made.files["run.yaml"]
-    (homes / "second" / "ditto-jobs" / "job" / "env" / "bin" / "end").write_text("3")
+    first, second = (homes / host / "ditto-jobs" / "job" / "env" / "bin" for host in config.ssh.hosts)
+    until = f'until [[ -f "{first}/ready" ]]; do sleep 0.05; done\n'
+    write_program(second / "ditto-jax", _READY + until + "exit 3\n")
     out = io.StringIO()
     code = supervise([["bash", str(tmp_path / "files" / name)] for _, name in made.together], 30.0, out)
     assert code == 3

@@ -27,5 +27,6 @@ while kill -0 "$child" 2>/dev/null; do
   code=0
   wait "$child" || code=$?
 done
+rm -f -- "$here/pid"
 echo "$code" >"$here/exit_code"
 exit "$code"
