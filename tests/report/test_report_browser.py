@@ -183,8 +183,7 @@ def test_order_can_be_chosen_by_keyboard_too(full):
 
 def test_item_opens_by_keyboard_and_shows_every_stage(full):
     _set(full, "change", "rose")
-    full.locator("#rollout-table .tabulator-row a").first.focus()
-    full.keyboard.press("Enter")
+    full.locator("#rollout-table .tabulator-row a").first.press("Enter")
     full.wait_for_selector("#rollout-item:visible #rollout-title")
     assert full.evaluate("document.activeElement.id") == "rollout-title"
     text = full.inner_text("#rollout-item")
