@@ -100,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     code = guarded(lambda: verb.load()(words[1:], ["ditto-jax", *words]))
-    if code:
-        leave_other_processes(code)
+    leave_other_processes(code)
     return code
 
 

@@ -27,6 +27,8 @@ EXIT_CODES = {
     143: "terminated before there was a state to save",
 }
 
+_SAVED_TOGETHER = (0, 5, 75)  # all processes of a run end with such a code, after the same step
+
 _OUT_OF_MEMORY = """out of memory: {what}
 Lower what a step holds at once, in this order:
   --train.micro_batch     down  rows of one update are processed in more pieces; the result is the same
@@ -77,13 +79,13 @@ def out_of_memory(error: BaseException | None) -> str:
 
 
 def leave_other_processes(code: int) -> None:
-    """Ends this process with `code`, at once, if it computes together with others; else returns.
+    """Ends this process with `code`, at once, if it has failed while it computes together with others; else returns.
 
     The normal end of a process waits minutes for the others to end as well. One that has failed must not: they may
-    be waiting for it.
+    be waiting for it. Those that saved a state together do wait: jax aborts whoever outlives process 0.
     """
     jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if code not in _SAVED_TOGETHER and jax is not None and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

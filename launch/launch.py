@@ -41,7 +41,7 @@ def main(args: list[str], command: list[str]) -> int:
     parsed = parse(LaunchConfig, own, "launch", about, options)
     config = parsed.config
     job = make_job(config, words)
-    rendering = render(config, job, _free_port() if config.target == "local" else 0)
+    rendering = render(config, job, free_port() if config.target == "local" else 0)
     folder = Path(config.folder or f"launched/{job.name}")
     _write(folder, rendering.files, config.install.wheel)
     _tell(folder, rendering, whole=parsed.options["dry_run"])
@@ -110,7 +110,8 @@ def _in(folder: Path, command: tuple[str, ...]) -> list[str]:
     return [*command[:-1], str(folder / command[-1])]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of loopback that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

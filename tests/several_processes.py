@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
 from ditto_jax.config import RunConfig
 from ditto_jax.config_io import to_yaml
 from ditto_jax.runs.run_dir import RunDirectory
+from launch.launch import free_port
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEADLINE_S = 300.0
@@ -34,7 +30,7 @@ def started(
     file = folder / "several.yaml"
     file.write_text(to_yaml(config))
     command = [sys.executable, "-m", "ditto_jax", "train", "--config", str(file)]
-    command += ["--coordinator_address", f"127.0.0.1:{_free_port()}", "--num_processes", str(count)]
+    command += ["--coordinator_address", f"127.0.0.1:{free_port()}", "--num_processes", str(count)]
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [
@@ -70,19 +66,3 @@ def train_together(
         for code, output in ended(processes):
             assert code == 0, output
     return RunDirectory(Path(config.output_dir) / config.run_name)
-
-
-def arrays_of(run: RunDirectory) -> list[np.ndarray]:
-    """Returns every array of the newest checkpoint, whatever devices it was written from."""
-    newest = max(int(folder.name) for folder in run.checkpoints.iterdir() if folder.name.isdigit())
-    state = run.checkpoints.resolve() / str(newest) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(state).item_metadata.tree  # type: ignore[union-attr]
-        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return jax.tree.leaves(reader.restore(state, restore_args=whole))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -16,6 +17,7 @@ from ditto_jax.processes import ALONE, refusal, require_one_process
 from launch import distributed
 from launch.cli import main
 from launch.distributed import Cluster, find_cluster, first_node, join
+from launch.launch import free_port
 
 NOBODY = {"cluster": "auto", "coordinator_address": "", "num_processes": 0, "process_id": -1}
 SLURM = {
@@ -179,6 +181,7 @@ def test_what_needs_one_process_is_refused_with_several_before_anything_is_writt
 
 _TOGETHER = """
 import sys
+import time
 from ditto_jax.canaries import devices_add_up
 from launch.cli import guarded, leave_other_processes
 from launch.distributed import CLUSTER_FLAGS, join
@@ -188,33 +191,43 @@ def together():
     result = devices_add_up()
     print(result.ok, result.detail, flush=True)
     import jax
+    if sys.argv[1] == "saved":
+        time.sleep(2 * jax.process_index())
+        raise SystemExit(75)
     if jax.process_index() == 1:
         raise SystemExit(3)
     devices_add_up()  # waits for the other one, in vain
     return 0
 
 code = guarded(together)
-if code:
-    leave_other_processes(code)
+leave_other_processes(code)
 sys.exit(code)
 """
 
 
+def two_processes(folder: Path, how: str) -> list[list[str]]:
+    shared = (
+        f"JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_COORDINATOR_ADDRESS=127.0.0.1:{free_port()} JAX_NUM_PROCESSES=2"
+    )
+    program = folder / "together.py"
+    program.write_text(_TOGETHER)
+    return [
+        ["env", *shared.split(), f"JAX_PROCESS_ID={number}", sys.executable, str(program), how] for number in range(2)
+    ]
+
+
+def test_processes_that_saved_a_state_end_after_one_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    started = [subprocess.Popen(command) for command in two_processes(tmp_path, "saved")]
+    assert [process.wait(timeout=120) for process in started] == [75, 75]
+
+
 def test_two_processes_compute_together_and_end_together(capsys, tmp_path, monkeypatch):
     """All four devices take part in a sum; then one process fails while the other waits for it in the next."""
-    from launch.launch import _free_port
     from launch.supervisor import supervise
 
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    shared = (
-        f"JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 JAX_COORDINATOR_ADDRESS=127.0.0.1:{_free_port()} JAX_NUM_PROCESSES=2"
-    )
-    program = tmp_path / "together.py"
-    program.write_text(_TOGETHER)
-    commands = [
-        ["env", *shared.split(), f"JAX_PROCESS_ID={number}", sys.executable, str(program)] for number in range(2)
-    ]
-    code = supervise(commands, grace_s=30.0)
+    code = supervise(two_processes(tmp_path, "failed"), grace_s=30.0)
     out = capsys.readouterr().out
     assert code == 3, out
     assert "[0] True 4 devices of 2 processes: 10, expected 10" in out

@@ -70,8 +70,7 @@ def test_the_judge_is_named_with_the_origin_of_its_address_and_never_with_its_ke
     assert "http://localhost:9000/v1 (from judge.base_url)" in out
 
 
-def test_a_judge_without_an_address_is_a_warning(monkeypatch):
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+def test_a_judge_without_an_address_is_a_warning():
     _, warning = found(RunConfig(judge=JudgeConfig(kind="openai", model="critic")))["judge"]
     assert "OPENAI_BASE_URL" in warning
     assert found()["judge"] == ("rules (embedded)", "")

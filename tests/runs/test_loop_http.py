@@ -5,7 +5,6 @@ continue.
 from __future__ import annotations
 
 import json
-import socket
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ditto_jax.errors import JudgeUnavailableError
 from ditto_jax.judge.config import JudgeConfig
 from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.types import Outcome
+from launch.launch import free_port
 from tests.judge.server import (
     Behaviour,
     drops_mid_body,
@@ -55,12 +55,6 @@ def judged_run(policy_folder: Path, output_dir: Path, judge: JudgeConfig, steps:
     return run_config(policy_folder, output_dir, **values)
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 FAULTS: list[Behaviour] = [
     fails(500, POISON),
     says(POISON),  # no JSON
@@ -82,8 +76,7 @@ def faulty(policy_folder, tmp_path_factory) -> RunDirectory:
     script = [PROBE]
     for fault in FAULTS:
         script += [fault, gives_feedback(WORDS)]
-    with pytest.MonkeyPatch.context() as patch, serving(*script) as server:
-        patch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(*script) as server:
         config = judged_run(policy_folder, tmp_path_factory.mktemp("faulty"), judged_by(server.base_url), steps=5)
         run = train_quietly(config)
         assert len(server.received) >= len(script)  # every fault was met
@@ -128,14 +121,8 @@ def test_the_judge_is_told_the_story_the_reply_and_nothing_of_the_machine(policy
         assert any(draft["reply"] in request["messages"][-1]["content"] for request in sent)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_judge_that_is_down_at_start_ends_it_and_blocks_no_rerun(policy_folder, tmp_path):
-    down = f"http://127.0.0.1:{_free_port()}/v1"
+    down = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(JudgeUnavailableError) as caught:
         train_quietly(judged_run(policy_folder, tmp_path, judged_by(down), steps=1))
     message = str(caught.value)
