@@ -24,6 +24,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for own in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):  # a developer's account has no part in any test
+    os.environ.pop(own, None)
 apply_workarounds()
 
 # A slow machine is no failure, and the same examples are tried everywhere.

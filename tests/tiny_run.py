@@ -141,13 +141,13 @@ def contents(run: RunDirectory) -> dict[int, list[dict[str, Any]]]:
 
 
 def saved_arrays(run: RunDirectory) -> list[np.ndarray]:
-    """Returns every array of the newest checkpoint: parameters, optimizer state, update count."""
+    """Returns every array of the newest checkpoint, whatever devices it was written from."""
     newest = max(int(folder.name) for folder in run.checkpoints.iterdir() if folder.name.isdigit())
-    with ocp.StandardCheckpointer() as reader:
-        return [
-            np.asarray(leaf)
-            for leaf in jax.tree.leaves(reader.restore(run.checkpoints.resolve() / str(newest) / "state"))
-        ]
+    state = run.checkpoints.resolve() / str(newest) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(state).item_metadata.tree  # type: ignore[union-attr]
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return jax.tree.leaves(reader.restore(state, restore_args=whole))
 
 
 def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:

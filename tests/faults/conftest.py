@@ -13,15 +13,8 @@ from tests.judge.server import serving
 from tests.tiny_run import train_quietly
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 @pytest.fixture(scope="session")
 def straight(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """Two steps beside a judge that is well; to be read only."""
-    with pytest.MonkeyPatch.context() as patch, serving(grades) as server:
-        patch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(grades) as server:
         return train_quietly(graded_run(policy_folder, tmp_path_factory.mktemp("straight"), server.base_url))

@@ -95,8 +95,7 @@ class Faulty:
 @pytest.fixture(scope="module")
 def faulty(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunDirectory, Faulty]]:
     behaviour = Faulty()
-    with pytest.MonkeyPatch.context() as patch, serving(behaviour) as server:
-        patch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(behaviour) as server:
         judge = judged_by(server.base_url, timeout_s=5.0, max_concurrent=16)
         folder = tmp_path_factory.mktemp("faulty")
         yield train_quietly(judged_run(policy_folder, folder, judge, steps=4, tasks=(graded_task(),))), behaviour

@@ -78,9 +78,7 @@ def test_a_replay_needs_no_key_and_no_server_and_ends_at_what_is_missing(tmp_pat
         OpenAIJudge(dataclasses.replace(config, cache_path=None), environ={})
 
 
-def test_a_partner_is_replayed_and_a_sampled_reply_is_drawn_anew_at_a_later_step(tmp_path: Path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
+def test_a_partner_is_replayed_and_a_sampled_reply_is_drawn_anew_at_a_later_step(tmp_path: Path):
     async def say(book: RoleBook, step: int) -> str:
         try:
             port = book.port("assistant", QUIZ, EXAMPLE, call_key(step=step))

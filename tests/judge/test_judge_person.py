@@ -23,11 +23,6 @@ from tests.tiny_run import contents, train_quietly
 WORDS = "Who was in the room when it was moved?"
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 @pytest.fixture
 def page():
     with listening_app(person_app(Questions())) as url, httpx2.Client(base_url=url, timeout=60) as client:

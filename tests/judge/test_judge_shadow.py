@@ -29,11 +29,6 @@ TASK = Graded(Graded.options_type(**OPTIONS))
 FIRST = Verdict(Outcome.OK, score=0.5, judge="openai:first@graded-1")
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 def config_of(base_url: str, **changes: Any) -> ShadowConfig:
     values = {"kind": "openai", "model": "second", "base_url": base_url, "max_outage_s": 0.0, "max_retries": 0}
     return ShadowConfig(**{**values, "fraction": 1.0, **changes})

@@ -154,8 +154,7 @@ def test_all_tasks_without_data_or_server_are_measured_on_stand_ins_or_listed(tm
 
 
 @pytest.mark.slow
-def test_all_tasks_on_public_files_are_measured_with_a_model_as_judge_and_partner(soul_data_dir, tmp_path, monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+def test_all_tasks_on_public_files_are_measured_with_a_model_as_judge_and_partner(soul_data_dir, tmp_path):
     with serving(obliges) as server:
         words = [
             f"--{part}.{name}={value}"

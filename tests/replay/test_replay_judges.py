@@ -31,12 +31,6 @@ from tests.tiny_run import files_of, run_config, train_config, train_quietly
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 def test_a_run_with_a_judge_behind_an_endpoint_is_replayed_without_it(policy_folder, tmp_path):
     """The judge is asked about own words alone."""
     with serving(grades) as server:

@@ -72,8 +72,7 @@ def mixture(policy_folder, tmp_path_factory) -> tuple[RunDirectory, list[Receive
     folder = tmp_path_factory.mktemp("mixture")
     rows = write_part(folder / "rows")
     write_part(folder / "rows", "eval")
-    with pytest.MonkeyPatch.context() as patch, serving(Everybody()) as server:
-        patch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(Everybody()) as server:
         config = run_config(policy_folder, folder, **settings(server.base_url, rows))
         return train_quietly(config), list(server.received)
 

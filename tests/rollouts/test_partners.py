@@ -40,11 +40,6 @@ CHAT = (Message("system", "You answer."), Message("user", "soup?"))
 SAID = Conversation((), "thx", (Turn("User", "soup pls", "policy"),))
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 def reply(book: RoleBook, role: str = "assistant", chat=CHAT) -> str:
     async def ask() -> str:
         try:

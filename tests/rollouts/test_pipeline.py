@@ -38,12 +38,6 @@ SHAPES = SamplerShapes(prefix=(8,), tail=(1, 16), max_new_tokens=12, max_rows=8,
 PHRASES = ("who was there?", "who had left before?", "think of what she saw.", "read the last sentence again.")
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 class Jittery:
     """Answers after a random while, with words that depend on the request alone; notes the order of its answers."""
 

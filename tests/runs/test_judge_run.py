@@ -26,12 +26,6 @@ PRICES = {"input_price": 0.0, "output_price": 1.0, "max_tokens": 7}
 ONE = 7e-6
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 def test_no_reply_is_bought_twice_and_a_run_out_of_money_goes_on_with_more(policy_folder: Path, tmp_path: Path):
     with serving(PROBE, gives_feedback(WORDS)) as server:
 

@@ -26,12 +26,6 @@ from tests.tiny_run import assert_same_run, contents, run_config, story_task, tr
 CORRECTED = ObjectiveConfig(name="ditto", mismatch="token_tis")
 
 
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
 def behind(policy: Path, folder: Path, judge: JudgeConfig, steps: int = 4, **changes: Any) -> RunConfig:
     """Returns a run of two prompts a step, with an evaluation in its middle and a checkpoint every two steps."""
     rollout = RolloutConfig(prompts_per_step=2, num_generations=4, max_completion_length=32, steps_behind=1)
@@ -52,9 +46,7 @@ def trained(policy: Path, folder: Path, seed: int = 0, **changes: Any) -> RunDir
 
 @pytest.fixture(scope="module")
 def straight(policy_folder, tmp_path_factory) -> RunDirectory:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OPENAI_API_KEY", raising=False)
-        return trained(policy_folder, tmp_path_factory.mktemp("straight"))
+    return trained(policy_folder, tmp_path_factory.mktemp("straight"))
 
 
 def test_what_is_learned_does_not_depend_on_who_is_faster(straight, policy_folder, tmp_path):

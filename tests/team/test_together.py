@@ -19,19 +19,13 @@ from ditto_jax.config import EvalConfig, MeshConfig, RunConfig
 from ditto_jax.runs.run_dir import RunDirectory
 from tests.judge.server import Behaviour, fails, gives_feedback, serving
 from tests.runs.test_loop_http import WORDS, judged_by, judged_run
-from tests.several_processes import arrays_of, ended, started, train_together
-from tests.tiny_run import contents, learned, story_task, train_config, train_quietly
+from tests.several_processes import ended, started, train_together
+from tests.tiny_run import contents, learned, saved_arrays, story_task, train_config, train_quietly
 
 # Rows of a step are summed in another order over other devices, in float32: relative errors of 1e-7 a sum, grown by
 # the division of Adam's first steps.
 _TOLERANCE = 1e-5
 _MESH = MeshConfig(data=-1, fsdp=2)
-
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
 def config_of(policy: Path, folder: Path, base_url: str | None, **changes: Any) -> RunConfig:
@@ -55,15 +49,14 @@ def assert_learned_alike(run: RunDirectory, other: RunDirectory) -> None:
     for row, same in zip(learned(run), learned(other), strict=True):
         assert row.keys() == same.keys()
         assert all(row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4) for name in row)
-    for array, same in zip(arrays_of(run), arrays_of(other), strict=True):
+    for array, same in zip(saved_arrays(run), saved_arrays(other), strict=True):
         np.testing.assert_allclose(array, same, rtol=0, atol=_TOLERANCE)
 
 
 @pytest.fixture(scope="module")
 def alone(policy_folder, tmp_path_factory) -> RunDirectory:
     """The same run by one process, on the first four of its devices."""
-    with pytest.MonkeyPatch.context() as patch, serving(gives_feedback(WORDS)) as server:
-        patch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(gives_feedback(WORDS)) as server:
         return train_quietly(config_of(policy_folder, tmp_path_factory.mktemp("alone"), server.base_url))
 
 
