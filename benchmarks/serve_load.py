@@ -16,12 +16,10 @@ import contextlib
 import dataclasses
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import httpx2
 import numpy as np
 
 from benchmarks.figures import machine, write_results
+from benchmarks.own_server import own_server
 from benchmarks.workloads import SIZES, Size, export, parameters, random_prompts
 
 _PATH = "/v1/completions"
@@ -124,30 +123,16 @@ def bare(folder: Path, load: Load) -> tuple[list[str], float]:
     return texts, len(requests) * load.new / seconds
 
 
-@contextlib.contextmanager
-def running(folder: Path, load: Load) -> Iterator[str]:
+def running(folder: Path, load: Load) -> contextlib.AbstractContextManager[str]:
     """The address of a server of its own process."""
-    words = [sys.executable, "-m", "ditto_jax", "serve", str(folder), "--port", "0", "--max_waiting", "4096"]
     engine = {
         "max_model_len": load.max_model_len,
         "max_completion_tokens": load.new,
         "max_rows": load.rows,
         "chunk": load.chunk,
     }
-    words += [word for name, value in engine.items() for word in (f"--engine.{name}", str(value))]
-    words += ["--max_body_bytes", "1000000", "--read_timeout_s", "5"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if "http" not in line:
-            raise SystemExit("the server did not start")
-        yield line.split(" at ")[1].strip().removesuffix("/v1")
-    finally:
-        process.terminate()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    limits = ["--max_waiting", "4096", "--max_body_bytes", "1000000", "--read_timeout_s", "5"]
+    return own_server(str(folder), limits, engine)
 
 
 async def ask(client: httpx2.AsyncClient, load: Load, number: int, expected: Sequence[str], seen: Seen) -> None:

@@ -16,16 +16,16 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from benchmarks.figures import machine, versions, write_results
+from benchmarks.own_server import own_server
 from model.config import ModelConfig
 
 DOMAINS = ("mock", "telecom")
@@ -97,24 +97,10 @@ def policy_of(domain: str, work: Path, python: str) -> str:
     return str(folder)
 
 
-@contextlib.contextmanager
-def serving(policy: str, options: argparse.Namespace) -> Iterator[str]:
+def serving(policy: str, options: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
     """The address of a server of its own process, with the preset tau2."""
-    words = [sys.executable, "-m", "ditto_jax", "serve", policy, "--preset", "tau2", "--port", "0", "--attempts", "8"]
     engine = {"max_model_len": options.max_model_len, "max_completion_tokens": 256, "max_rows": options.concurrency}
-    words += [word for name, value in engine.items() for word in (f"--engine.{name}", str(value))]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if "http" not in line:
-            raise SystemExit("the server did not start")
-        yield line.split(" at ")[1].strip().removesuffix("/v1")
-    finally:
-        process.terminate()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    return own_server(policy, ["--preset", "tau2", "--attempts", "8"], engine)
 
 
 def episodes_of(domain: str, count: int) -> list[dict[str, Any]]:

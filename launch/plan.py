@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ditto_jax.plan.chips import in_gib
 from launch import environment
 from launch.flags import parse
 
@@ -81,9 +82,7 @@ def _advice(plan: Plan, to_fit: ToFit | None, larger: Topology | None) -> list[s
     enough = "no change of settings that is known here is enough"
     if to_fit is not None:
         settings, changed = to_fit
-        enough = (
-            f"to fit, set {' '.join(settings)} ({changed.peak / 2**30:.1f} GiB a device, {changed.hours:.1f} hours)"
-        )
+        enough = f"to fit, set {' '.join(settings)} ({in_gib(changed.peak)} GiB a device, {changed.hours:.1f} hours)"
     return [f"{enough}{f'; or take {larger.name}' if larger else ''}."]
 
 
@@ -116,7 +115,7 @@ def _memory(plan: Plan) -> Any:
     parts = {**plan.held, **{f"{peak}: {name}": size for name, size in getattr(plan, peak).items() if size}}
     memory = plan.topology.chip.memory
     for name, size in (*parts.items(), ("together", plan.peak), (f"of {plan.topology.chip.name}", memory)):
-        table.add_row(name, f"{size / 2**30:.2f}", _bar(size / memory))
+        table.add_row(name, in_gib(size, 2), _bar(size / memory))
     return table
 
 
@@ -164,7 +163,7 @@ def _comparison(plans: Sequence[Plan]) -> Any:
         cost = "no price" if plan.chip_cost is None else f"{plan.chip_cost:,.0f}"
         step, chip_hours = sum(plan.step.values()), plan.hours * plan.topology.devices
         figures = (f"{step:,.0f}", f"{plan.hours:,.1f}", f"{chip_hours:,.0f}", cost)
-        sizes = plan.topology.name, str(plan.topology.devices), f"{plan.peak / 2**30:.1f}"
+        sizes = plan.topology.name, str(plan.topology.devices), in_gib(plan.peak)
         table.add_row(*sizes, "yes" if plan.fits else "no", *figures)
     return table
 

@@ -45,6 +45,10 @@ ResultT = TypeVar("ResultT")
 _BYTES_PER_TOKEN = 4  # a guess, for rate limits; for budgets every byte counts as a token
 
 
+class _ProbeReply(pydantic.BaseModel):
+    word: str
+
+
 @dataclasses.dataclass(frozen=True)
 class CallResult(Generic[ResultT]):
     """How one call ended. `parsed` exists iff the outcome is OK (and never for a probe).
@@ -162,20 +166,23 @@ class ChatClient:
         """Returns the completion of a request whose body stands, whatever it says."""
         return await self._call(dict(body), lambda completion: completion)
 
-    async def probe(self, reply_model: type[pydantic.BaseModel]) -> CallResult[pydantic.BaseModel]:
+    async def probe(self) -> CallResult[None]:
         """Returns OK if the endpoint answers a minimal request with a completion, whatever that says.
 
         The request has the same fields as real ones and asks for one token, except where the settings point to a model
         that must be allowed to reason first. It is tried within the call's own retries: nobody waits for an outage
-        before a run. A replay asks nobody.
+        before a run. A replay asks nobody. No connection stays open, so that the run may use another event loop.
         """
         config = self._config
         if config.cache == "replay":
             return CallResult(Outcome.OK, None, "", 0, 0, 0.0, 0, None, "")
         reasons = config.reasoning_effort is not None or config.max_tokens_parameter == "max_completion_tokens"
         config = dataclasses.replace(config, max_outage_s=0.0, **({} if reasons else {"max_tokens": 1}))
-        body = request_body(config, [Message("user", "Reply with an empty JSON object.")], reply_model)
-        return await self._call(body, lambda _: None, None, is_probe=True)
+        body = request_body(config, [Message("user", "Reply with one word.")], _ProbeReply)
+        try:
+            return await self._call(body, lambda _: None, None, is_probe=True)
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the connections; a later call opens new ones."""

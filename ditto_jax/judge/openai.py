@@ -19,7 +19,7 @@ from ditto_jax.judge.endpoint import Endpoint, resolve_endpoint
 from ditto_jax.judge.hub import Hub
 from ditto_jax.judge.retry import Sleep
 from ditto_jax.keys import SampleId
-from ditto_jax.tasks.base import FeedbackReply, JudgeRequest
+from ditto_jax.tasks.base import JudgeRequest
 from ditto_jax.types import Outcome
 
 
@@ -46,14 +46,8 @@ class OpenAIJudge(AskingJudge):
         super().__init__(config, f"openai:{config.model}", self._chat)
 
     async def check(self) -> None:
-        """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request.
-
-        Leaves no connection open, so that the run itself may use another event loop.
-        """
-        try:
-            result = await self._chat.probe(FeedbackReply)
-        finally:
-            await self._chat.aclose()
+        """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request."""
+        result = await self._chat.probe()
         if result.outcome is not Outcome.OK:
             raise JudgeUnavailableError(_unavailable_message(self._config, self._endpoint, result))
 

@@ -20,7 +20,7 @@ from ditto_jax.errors import JudgeUnavailableError
 from ditto_jax.judge.config import ShadowConfig
 from ditto_jax.judge.scoring import asked_verdict
 from ditto_jax.keys import SampleId, derive
-from ditto_jax.tasks.base import FeedbackReply, Task
+from ditto_jax.tasks.base import Task
 from ditto_jax.types import Conversation, Example, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ class Shadow:
 
     async def check(self) -> None:
         """Raises JudgeUnavailableError if the second model does not answer a minimal request."""
-        try:
-            result = await self._client.probe(FeedbackReply)
-        finally:
-            await self._client.aclose()
+        result = await self._client.probe()
         if result.outcome is not Outcome.OK:
             raise JudgeUnavailableError(
                 f"the shadow judge {self._config.model} cannot be used: {result.outcome} after {result.attempts} "

@@ -35,6 +35,11 @@ class Chip:
     maker: str
 
 
+def in_gib(size: float, digits: int = 1) -> str:
+    """Returns bytes as GiB."""
+    return f"{size / GIB:.{digits}f}"
+
+
 def _tpu(name: str, gib: float, tflops: float, gbytes: float, link: float, page: str) -> Chip:
     figures = gib * GIB, tflops * 1e12, gbytes * 1e9, link * 1e9, 0, 0.0
     return Chip(f"TPU {name}", *figures, "splash", _GOOGLE.format(page))

@@ -14,6 +14,7 @@ from ditto_jax.config import RunConfig
 from ditto_jax.objective import make_objective
 from ditto_jax.plan.assumptions import Assumptions
 from ditto_jax.plan.calls import Calls, calls_of, judge_seconds
+from ditto_jax.plan.chips import in_gib
 from ditto_jax.plan.memory import Memory, mesh_over, peak_of
 from ditto_jax.plan.seconds import Clock
 from ditto_jax.plan.topology import Topology
@@ -23,7 +24,6 @@ from ditto_jax.rollouts.prompts import LoadedTask
 from ditto_jax.tasks.registry import get_task
 from model.config import ModelConfig
 
-GIB = 2**30
 CLOSE = 0.9  # of the memory: beyond it a run may fail by the error of these figures
 
 
@@ -87,13 +87,13 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Returns the plan in three lines: memory, what it is for, time."""
-        held = " + ".join(f"{name} {gib(size)}" for name, size in self.held.items())
+        held = " + ".join(f"{name} {in_gib(size)}" for name, size in self.held.items())
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.step.items() if seconds >= 0.5)
-        update, sampling = (gib(sum(part.values())) for part in (self.update, self.sampling))
-        chip, memory = self.topology.chip, gib(self.topology.chip.memory)
+        update, sampling = (in_gib(sum(part.values())) for part in (self.update, self.sampling))
+        chip, memory = self.topology.chip, in_gib(self.topology.chip.memory)
         return [
-            f"{self.topology.name}, {self.topology.devices} x {chip.name}: {gib(self.peak)} of {memory} GiB a device, "
-            f"{self.verdict};",
+            f"{self.topology.name}, {self.topology.devices} x {chip.name}: {in_gib(self.peak)} of {memory} GiB a "
+            f"device, {self.verdict};",
             f"{held}, then {update} to update {'and' if self.together else 'or'} {sampling} to sample;",
             f"{self.hours:.1f} hours for {self.steps} steps ({times} each) and {self.evaluations} evaluations.",
         ]
@@ -150,8 +150,3 @@ def _evaluation(config: RunConfig, clock: Clock, work: Work, calls: Sequence[Cal
         return 0.0
     sampling = clock.prefill(rollouts * work.prompt, work.prompt) + clock.decode(rollouts * work.reply, work, group=1)
     return max(sampling, *(one.evaluation_seconds / times for one in calls), 0.0)
-
-
-def gib(size: float) -> str:
-    """Returns bytes as GiB with one decimal."""
-    return f"{size / GIB:.1f}"

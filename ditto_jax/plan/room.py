@@ -11,7 +11,7 @@ from typing import Any
 
 from ditto_jax.config import RunConfig
 from ditto_jax.plan.changes import first_change
-from ditto_jax.plan.chips import GIB
+from ditto_jax.plan.chips import in_gib
 from ditto_jax.plan.memory import Memory, mesh_over, model_of
 
 
@@ -31,4 +31,4 @@ def memory_warning(config: RunConfig, device: Any, devices: int, kernel: str) ->
         return ""
     change = first_change(config, model, devices, limit, kernel)
     advice = f"; enough would be {' '.join(change.settings)}" if change else "; take more devices (ditto-jax plan)"
-    return f"predicted to need {peak / GIB:.1f} of {limit / GIB:.1f} GiB a device, and may run out of memory{advice}"
+    return f"predicted to need {in_gib(peak)} of {in_gib(limit)} GiB a device, and may run out of memory{advice}"

@@ -26,7 +26,7 @@ from ditto_jax.rollouts.episodes import Abandoned, Attempt, Played
 from ditto_jax.rollouts.partners import Partners
 from ditto_jax.rollouts.together import all_of
 from ditto_jax.tasks.answers import visible_text
-from ditto_jax.tasks.base import EpisodeFailure, FeedbackReply, ReplyPort
+from ditto_jax.tasks.base import EpisodeFailure, ReplyPort
 from ditto_jax.text.visible_text import one_line
 from ditto_jax.types import Author, Chat, FinishReason, Outcome, Reply, Span, Transcript
 from model.sampling import SamplingParams
@@ -129,10 +129,7 @@ class ApiEngine:
 
     async def check(self) -> None:
         """Raises JudgeUnavailableError, with what to do, if the endpoint does not answer a minimal request."""
-        try:
-            result = await self._client.probe(FeedbackReply)
-        finally:
-            await self._client.aclose()
+        result = await self._client.probe()
         if result.outcome is not Outcome.OK:
             raise JudgeUnavailableError(
                 f"the policy {self.config.model} at {self.url} (from {self._endpoint.url_origin}) cannot be used: "

@@ -20,7 +20,7 @@ from ditto_jax.judge.division import DividedPort
 from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.judge.words import call_rng
 from ditto_jax.keys import SampleId
-from ditto_jax.tasks.base import AuxiliaryFailure, FeedbackReply, ReplyPort, Task
+from ditto_jax.tasks.base import AuxiliaryFailure, ReplyPort, Task
 from ditto_jax.team.post import Post
 from ditto_jax.types import Chat, Example, FinishReason, Outcome, Reply
 
@@ -136,10 +136,7 @@ class RoleBook:
 
     async def check(self) -> None:
         for client in self._clients():
-            try:
-                result = await client.probe(FeedbackReply)
-            finally:
-                await client.aclose()
+            result = await client.probe()
             if result.outcome is not Outcome.OK:
                 raise JudgeUnavailableError(
                     f"a partner's endpoint cannot be used: {result.outcome} after {result.attempts} attempt(s): "

@@ -15,7 +15,6 @@ from ditto_jax.judge.endpoint import resolve_endpoint
 from ditto_jax.keys import derive
 from ditto_jax.serving.ask import Ask, AskError, BackendError, Piece, Said
 from ditto_jax.serving.config import RemoteConfig
-from ditto_jax.tasks.base import FeedbackReply
 from ditto_jax.types import Outcome
 
 
@@ -32,7 +31,7 @@ class RelayBackend:
 
     async def start(self) -> None:
         """Raises JudgeUnavailableError if the endpoint does not answer a minimal request."""
-        result = await self._client.probe(FeedbackReply)
+        result = await self._client.probe()
         if result.outcome is not Outcome.OK:
             raise JudgeUnavailableError(
                 f"remote.model={self._config.model}: the endpoint cannot be used: {result.detail}\n"

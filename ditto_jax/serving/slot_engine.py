@@ -185,17 +185,18 @@ class SlotEngine:
 
     def _decode(self) -> None:
         rows = self.config.max_rows
-        allowed = everything(rows, self._policy.config)
-        masked = [row for row, ticket in self._rows.items() if ticket.mask is not None]
-        for row in masked:
-            self._fill(row, allowed[row])
+        allowed = None
+        if masked := [row for row, ticket in self._rows.items() if ticket.mask is not None]:
+            allowed = everything(rows, self._policy.config)
+            for row in masked:
+                self._fill(row, allowed[row])
         live, enough = len(self._rows), rows
         if self._waiting:  # as many finished rows as make an admission worth its while
             enough = rows - live + min(len(self._waiting), max(1, rows // 8))
         idle = np.ones(rows, bool)
         idle[list(self._rows)] = False
         if self._rows:
-            self._deliver(self._state.decode(idle, enough, self._settings, allowed if masked else None))
+            self._deliver(self._state.decode(idle, enough, self._settings, allowed))
 
     def _fill(self, row: int, words: np.ndarray) -> None:
         """Writes what the ticket in a row may go on with; one that cannot go on fails alone."""

@@ -125,7 +125,7 @@ def bill(server: ScriptedServer, run: RunDirectory) -> Iterator[Counter[str]]:
     while arrived < len(server.received):  # what a killed process had sent is still being read
         arrived = len(server.received)
         time.sleep(0.1)
-    counts["paid"] = sum("Reply with an empty JSON object" not in request.raw for request in server.received[before:])
+    counts["paid"] = sum("Reply with one word" not in request.raw for request in server.received[before:])
     counts["kept"] = replies_kept(run) - kept
 
 

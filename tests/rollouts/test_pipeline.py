@@ -29,7 +29,7 @@ from ditto_jax.runs.run_dir import RunDirectory
 from ditto_jax.sampling.slot_shapes import SamplerShapes
 from ditto_jax.types import Conversation, Feedback, Outcome, Rollout, RolloutRole
 from tests.judge.server import gives_feedback, serving, waits
-from tests.rollouts.test_engine import EXAMPLE, Gentle, Letters
+from tests.rollouts.letters import EXAMPLE, Gentle, Letters
 from tests.runs.test_loop_http import judged_by, judged_run
 from tests.tiny_policy import PLAIN, LetterChat, decode, make_sampler, params
 from tests.tiny_run import assert_same_run, contents, story_task, train_quietly

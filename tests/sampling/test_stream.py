@@ -23,7 +23,7 @@ from ditto_jax.sampling.sampler import OpenCall
 from ditto_jax.sampling.slot_shapes import SamplerShapes, open_shapes
 from ditto_jax.sampling.slots import Sampled, SampleRequest
 from model.partition import parameter_shardings
-from tests.rollouts.test_engine import EXAMPLE, Letters
+from tests.rollouts.letters import EXAMPLE, Letters
 from tests.tiny_batch import mesh_of
 from tests.tiny_policy import (
     NEVER,
