@@ -1,8 +1,8 @@
 """Continuous batching for requests that come and go: the sampler's slots, kept filled by a thread of its own.
 
 In: tickets (ids, a key, how to draw), at any time. Out: new tokens of each, chunk by chunk, to its own receiver. Every
-row has settings of its own and its shapes never change, so what is drawn for a ticket does not depend on what else is
-in flight, up to the rounding of sums. Device work is that of `slot_state.py`. Knows no text and no HTTP.
+row has settings and columns of its own and shapes never change, so that what is drawn for a ticket does not depend on
+what else is in flight, nor on when it came. Device work is that of `slot_state.py`. Knows no text and no HTTP.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from ditto_jax.sampling.slot_shapes import CallShapes
 from ditto_jax.sampling.slot_state import Decoding, SlotState, everything, no_prompts
 from ditto_jax.sampling.slots import Mask
 from ditto_jax.serving.config import EngineConfig
-from model.generate import Drawn
+from model.generate import Drawn, PromptBatch
 from model.llama import unstack
 from model.sampling import RowSampling, SamplingParams
 
 _LOG = logging.getLogger("ditto_jax.serving")
 _WIDTHS = (64, 256, 1024, 4096, 16384)
-_MAX_PREFILL_TOKENS = 16384
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,6 +70,7 @@ class SlotEngine:
             tail=1,
             ring=(1 + config.max_completion_tokens,),
             admissions=(1, 1),
+            own_columns=True,
         )
         is_cpu = jax.default_backend() == "cpu"
         self._decoding = Decoding(
@@ -159,28 +159,24 @@ class SlotEngine:
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
         self._rows = {row: ticket for row, ticket in self._rows.items() if not ticket.cancelled}
         while self._waiting and len(self._rows) < self.config.max_rows:
-            self._admit()
+            self._admit(self._waiting.popleft())
         if self._rows:
             self._decode()
 
-    def _admit(self) -> None:
-        width = self._width(self._waiting[0])
-        size, free = self._sizes(width)[-1], [row for row in range(self.config.max_rows) if row not in self._rows]
-        chosen = [ticket for ticket in self._waiting if self._width(ticket) == width][: min(size, len(free))]
-        size = next(one for one in self._sizes(width) if one >= len(chosen))
-        prompts = no_prompts(dataclasses.replace(self._shapes, prefix=width), size)
-        settings, allowed = _no_settings(size), everything(size, self._policy.config)
-        for i, (row, ticket) in enumerate(zip(free, chosen, strict=False)):
-            self._waiting.remove(ticket)
-            self._rows[row] = ticket
-            known = len(ticket.ids) - 1
-            prompts.prefix_ids[i, :known] = ticket.ids[:known]
-            prompts.prefix_length[i] = known
-            prompts.tail_ids[i, 0] = ticket.ids[known]
-            prompts.row_keys[i], prompts.limits[i], prompts.source[row] = ticket.key, ticket.limit, i
-            for arrays, place in ((settings, i), (self._settings, row)):
-                _set(arrays, place, ticket)
-            self._fill(row, allowed[i])
+    def _admit(self, ticket: Ticket) -> None:
+        """Runs one prompt and draws its first token: alone, so that its sums are rounded alike whoever else waits."""
+        row = next(row for row in range(self.config.max_rows) if row not in self._rows)
+        self._rows[row] = ticket
+        known = len(ticket.ids) - 1
+        prompts, settings = self._nobody(self._width(ticket)), _no_settings(1)
+        prompts.prefix_ids[0, :known] = ticket.ids[:known]
+        prompts.prefix_length[0] = known
+        prompts.tail_ids[0, 0] = ticket.ids[known]
+        prompts.row_keys[0], prompts.limits[0], prompts.source[row] = ticket.key, ticket.limit, 0
+        for arrays, place in ((settings, 0), (self._settings, row)):
+            _set(arrays, place, ticket)
+        allowed = everything(1, self._policy.config)
+        self._fill(row, allowed[0])
         self._deliver(self._state.admit(prompts, copies=False, apart=settings, allowed=allowed))
 
     def _decode(self) -> None:
@@ -232,10 +228,9 @@ class SlotEngine:
     def _width(self, ticket: Ticket) -> int:
         return next(width for width in self._widths if width >= len(ticket.ids) - 1)
 
-    def _sizes(self, width: int) -> tuple[int, ...]:
-        """How many prompts of this width are run together, ascending."""
-        most = max(1, min(self.config.max_rows, _MAX_PREFILL_TOKENS // width))
-        return tuple(sorted({1, most}))
+    def _nobody(self, width: int) -> PromptBatch:
+        """Returns an admission that nobody enters."""
+        return no_prompts(dataclasses.replace(self._shapes, prefix=width), 1)
 
     def _new_state(self) -> SlotState:
         return SlotState(self._decoding, self._shapes, self._policy.params, self._decode_params)
@@ -243,10 +238,8 @@ class SlotEngine:
     def _warm_up(self) -> None:
         """Runs every program once on empty slots."""
         for width in self._widths:
-            for size in self._sizes(width):
-                prompts = no_prompts(dataclasses.replace(self._shapes, prefix=width), size)
-                allowed = everything(size, self._policy.config)
-                self._state.admit(prompts, copies=False, apart=_no_settings(size), allowed=allowed)
+            allowed = everything(1, self._policy.config)
+            self._state.admit(self._nobody(width), copies=False, apart=_no_settings(1), allowed=allowed)
         nobody = np.ones(self.config.max_rows, bool)
         self._state.decode(nobody, self.config.max_rows, self._settings)
         allowed = everything(self.config.max_rows, self._policy.config)

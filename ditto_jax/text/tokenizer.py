@@ -138,10 +138,12 @@ class HuggingFaceTokenizer:
             token.content: token_id for token_id, token in self.backend.added_tokens_decoder.items() if token.special
         }
         _check_against_file(self._folder, self.backend)
+        # The library builds a new dictionary of all tokens at each question.
+        self._vocab_size = max(self.backend.get_vocab().values()) + 1
 
     @property
     def vocab_size(self) -> int:
-        return max(self.backend.get_vocab().values()) + 1
+        return self._vocab_size
 
     @property
     def bos_id(self) -> int | None:
