@@ -60,6 +60,7 @@ def write_run(
         row["entropy"] = 0.5 if entropy is None else entropy[index]
         if run.arm != "grpo":
             row["feedback/with_feedback_reward"] = 0.75 - 0.1 * index
+            row["feedback/refined_count"] = count // 2
         rows.append(json.dumps(row) + "\n")
     (run.folder / "metrics.jsonl").write_text("".join(rows))
     for step, score in scores.items():

@@ -36,7 +36,10 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class RunCurve:
-    """One run: its evaluations, and by update the teacher-student gap (None where nobody was taught) and entropy."""
+    """One run: its evaluations, and by update the teacher-student gap (None where nobody was taught) and entropy.
+
+    refined: refined rollouts in all.
+    """
 
     arm: str
     seed: int
@@ -45,6 +48,7 @@ class RunCurve:
     updates: Sequence[int]
     gap: Sequence[float | None]
     entropy: Sequence[float | None]
+    refined: int
 
     def at(self, axis: str, value: float) -> float | None:
         """Returns the score at a number of updates or samples, between evaluations linearly; None beyond the last."""
@@ -57,6 +61,10 @@ class RunCurve:
     def samples_per_update(self) -> float:
         last = self.points[-1]
         return last.samples / max(1, last.updates)
+
+    @property
+    def refined_per_update(self) -> float:
+        return self.refined / max(1, self.points[-1].updates)
 
 
 def read_curve(run: PlannedRun, score: ScoreConfig) -> RunCurve:
@@ -78,6 +86,7 @@ def read_curve(run: PlannedRun, score: ScoreConfig) -> RunCurve:
         [row["step"] * per_step for row in rows],
         [reward_gap(row) for row in rows],
         [number(row, "entropy") for row in rows],
+        int(sum(number(row, "feedback/refined_count") or 0 for row in rows)),
     )
 
 

@@ -59,6 +59,7 @@ def _arm(config: AblationConfig, curves: Sequence[RunCurve]) -> dict[str, Any]:
         "start": _mean(curves, lambda curve: curve.at("updates", 0)),
         "at": {place_name(*place): _mean(curves, lambda c, place=place: c.at(*place)) for place in places_of(config)},
         "samples_per_update": _mean(curves, lambda curve: curve.samples_per_update),
+        "refined_per_update": _mean(curves, lambda curve: curve.refined_per_update),
         "gap": {"first": _mean(curves, lambda c: _gap_end(c, 0)), "last": _mean(curves, lambda c: _gap_end(c, 1))},
         "curves": {axis: _mean_curve(curves, axis) for axis in AXES},
         "gap_curve": _gap_curve(curves),

@@ -19,10 +19,11 @@ _ABSENT = "–"
 def headers_and_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns the main table: one row an arm, in the order of the configuration.
 
-    gap: teacher-student gap over the first and over the last tenth of the run. collapsed: how many runs did.
+    refined: refined rollouts an update, which are among its samples. gap: teacher-student gap over the first and over
+    the last tenth of the run. collapsed: how many runs did.
     """
     collapsed = {(entry["arm"], entry["seed"]) for entry in results["collapsed"]}
-    headers = ["arm", "seeds", "start", *results["places"], "samples/update", "gap", "collapsed"]
+    headers = ["arm", "seeds", "start", *results["places"], "samples/update", "refined", "gap", "collapsed"]
     rows = []
     for name, arm in results["arms"].items():
         rows.append(
@@ -32,6 +33,7 @@ def headers_and_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[s
                 show(arm["start"]),
                 *(show(arm["at"][place]) for place in results["places"]),
                 show(arm["samples_per_update"], digits=0, interval=False),
+                show(arm["refined_per_update"], digits=0, interval=False),
                 _gap(arm["gap"]),
                 str(sum(one == name for one, _ in collapsed)),
             ]

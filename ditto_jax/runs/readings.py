@@ -26,9 +26,13 @@ def number(row: Row, key: str) -> float | None:
 
 
 def reward_gap(row: Row) -> float | None:
-    """Returns the teacher-student gap: mean reward with feedback (where a draft needed it) minus without."""
+    """Returns the teacher-student gap: mean reward with feedback (where a draft needed it) minus without; None where
+    nothing was refined.
+    """
     taught, draft = number(row, "feedback/with_feedback_reward"), number(row, "reward")
-    return None if taught is None or draft is None else taught - draft
+    if taught is None or draft is None or row.get("feedback/refined_count") == 0:
+        return None
+    return taught - draft
 
 
 def transfer(rows: Iterable[Row]) -> float | None:

@@ -100,6 +100,7 @@ def test_results_are_the_means_of_the_runs_at_equal_updates_and_at_equal_samples
     assert grpo["at"]["12 samples"]["mean"] == pytest.approx((0.35 + 0.45) / 2)
     assert ditto["at"]["12 samples"]["mean"] == pytest.approx(0.2 + 0.4 * 12 / 14)
     assert (grpo["samples_per_update"]["mean"], ditto["samples_per_update"]["mean"]) == (4, 6)
+    assert (grpo["refined_per_update"]["mean"], ditto["refined_per_update"]["mean"]) == (0, 3)
     assert grpo["gap"]["first"] is None and ditto["gap"]["last"]["mean"] == pytest.approx(0.2)
     assert results["differences"]["grpo"]["ditto"]["4 updates"]["mean"] == pytest.approx(0.3)
     assert results["runs"] == {"planned": 4, "finished": 4} and results["missing"] == []

@@ -19,6 +19,7 @@ def test_only_finite_numbers_are_numbers(value):
 def test_gap_needs_both_rewards():
     assert reward_gap({"reward": 0.25, "feedback/with_feedback_reward": 0.75}) == 0.5
     assert reward_gap({"reward": 0.25}) is None
+    assert reward_gap({"reward": 0.25, "feedback/with_feedback_reward": 0.25, "feedback/refined_count": 0}) is None
 
 
 def test_time_split_adds_up_to_the_step():
