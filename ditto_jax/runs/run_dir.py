@@ -26,8 +26,9 @@ from typing import Any
 import yaml
 
 from ditto_jax.config_io import flatten, read_yaml, to_yaml
-from ditto_jax.errors import RunDirectoryError
+from ditto_jax.errors import ConfigError, RunDirectoryError
 from ditto_jax.runs import run_owner
+from ditto_jax.strict import build
 
 # Settings that may differ between a run and its resumption: they change how it is run, not what is learned.
 _ENDPOINTS = ("judge", "judge.members", "shadow", "partner", "endpoints")
@@ -245,7 +246,7 @@ def _empty(path: Path) -> None:
 
 
 def _same_config(saved: Path, config: Any) -> None:
-    old, new = flat_settings(read_yaml(saved)), flat_settings(yaml.safe_load(to_yaml(config)))
+    old, new = flat_settings(_as_read_now(saved, type(config))), flat_settings(yaml.safe_load(to_yaml(config)))
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted({*old, *new})
@@ -256,6 +257,15 @@ def _same_config(saved: Path, config: Any) -> None:
         raise RunDirectoryError(
             f"{saved.parent} belongs to a run with other settings ({shown}). Change --run_name or add --overwrite"
         )
+
+
+def _as_read_now(saved: Path, kind: type) -> Mapping[str, Any]:
+    """The saved settings; those that a later version brought have its defaults, which keep what was done before."""
+    values = read_yaml(saved)
+    try:
+        return yaml.safe_load(to_yaml(build(kind, values)))
+    except ConfigError:  # of a version with other settings, or of another kind of run
+        return values
 
 
 def _may_differ(key: str) -> bool:

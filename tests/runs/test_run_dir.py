@@ -43,6 +43,19 @@ def test_opening_an_earlier_run_changes_no_file(tmp_path):
     assert files_of(tmp_path) == before
 
 
+def test_a_run_of_a_version_that_lacked_a_setting_is_continued_with_its_default(tmp_path):
+    saved = opened(tmp_path / "mine").path / "config.yaml"
+    values = yaml.safe_load(saved.read_text())
+    del values["judging"], values["tasks"][0]["feedback"]
+    saved.write_text(yaml.safe_dump(values))
+    opened(tmp_path / "mine")
+    with pytest.raises(RunDirectoryError, match="judging: 'all' there, 'leader' now"):
+        opened(tmp_path / "mine", dataclasses.replace(CONFIG, judging="leader"))
+    saved.write_text(yaml.safe_dump({**values, "forgotten": 1}))
+    with pytest.raises(RunDirectoryError, match="forgotten: 1 there, None now"):
+        opened(tmp_path / "mine")
+
+
 @pytest.mark.parametrize("left", [[], ["config.yaml"], ["config.yaml", "env.json"]])
 def test_a_creation_that_was_interrupted_is_completed(left, tmp_path):
     whole = files_of(opened(tmp_path / "whole").path)
